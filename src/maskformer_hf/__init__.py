@@ -1,0 +1,1 @@
+"""The MaskFormer family for Hugging Face."""
