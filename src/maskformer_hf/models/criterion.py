@@ -1,0 +1,224 @@
+"""MaskFormer's loss: cross-entropy of the classes, focal and dice loss of the matched masks."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from .matcher import FOCAL_ALPHA, FOCAL_GAMMA, match, matching_costs
+from .point_sampling import sample_points, uncertain_points
+
+logger = logging.getLogger(__name__)
+
+
+class Criterion(nn.Module):
+    """Match, then sum the loss over all supervised decoder layers. Everything runs in float32, autocast or not."""
+
+    def __init__(
+        self,
+        num_labels: int,
+        class_weight: float,
+        mask_weight: float,
+        dice_weight: float,
+        no_object_weight: float,
+        mask_loss: str,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+    ):
+        super().__init__()
+        self.num_labels = num_labels
+        self.weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.no_object_weight = no_object_weight
+        self.mask_loss = mask_loss
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        self.warned_of_too_few_queries = False
+
+    def forward(
+        self,
+        class_logits_LBQK: torch.Tensor,
+        mask_logits_LBQhw: torch.Tensor,
+        mask_labels: Sequence[torch.Tensor],
+        class_labels: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the weighted sum of all terms, and each term unweighted under the original's names.
+
+        Args:
+            class_logits_LBQK: Class logits (L, B, Q, K+1); the last of the L layers is the result.
+            mask_logits_LBQhw: Mask logits (L, B, Q, h, w).
+            mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros to the size of the batch.
+            class_labels: Classes (N_i,) of each image, int64.
+        """
+        device = class_logits_LBQK.device
+        mask_labels, class_labels = self._check_targets(
+            [masks.to(device) for masks in mask_labels],
+            [labels.to(device) for labels in class_labels],
+            len(class_logits_LBQK[0]),
+        )
+        with torch.autocast(device.type, enabled=False):
+            class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
+            matches = self._match(class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels)
+            num_masks = self._count_masks(class_labels, device)
+            # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
+            masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
+            offsets = np.cumsum([0, *map(len, class_labels)])
+            losses = {}
+            num_layers = len(class_logits_LBQK)
+            # unbind and not indexing: its backward writes one gradient for all layers in place of one each.
+            mask_logits_BQhw = mask_logits_LBQhw.unbind(0)
+            for layer in [num_layers - 1, *range(num_layers - 1)]:
+                suffix = "" if layer == num_layers - 1 else f"_{layer}"
+                image_M, query_M, target_M = _in_target_order(matches[layer], offsets, device)
+                losses[f"loss_ce{suffix}"] = self._class_loss(
+                    class_logits_LBQK[layer], image_M, query_M, labels_N[target_M]
+                )
+                matched_Mhw = mask_logits_BQhw[layer][image_M, query_M]
+                # All targets are matched unless there are more of them than queries: then no copy is needed.
+                targets_MHW = masks_NHW if len(target_M) == len(masks_NHW) else masks_NHW[target_M]
+                focal, dice = self._mask_losses(matched_Mhw, targets_MHW)
+                losses[f"loss_mask{suffix}"] = focal / num_masks
+                losses[f"loss_dice{suffix}"] = dice / num_masks
+            total = sum(self.weights[_term(name)] * loss for name, loss in losses.items())
+        return total, losses
+
+    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels):
+        num_targets = [len(labels) for labels in class_labels]
+        num_queries = class_logits_LBQK.shape[2]
+        if max(num_targets) == 0:
+            nothing = np.zeros(0, dtype=np.int64)
+            return [[(nothing, nothing)] * len(num_targets)] * len(class_logits_LBQK)
+        if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
+            logger.warning(
+                "An image has %d targets but the model only %d queries: the rest is left unmatched. Raise `num_queries` "
+                "if that is not meant (said once).",
+                max(num_targets),
+                num_queries,
+            )
+            self.warned_of_too_few_queries = True
+        costs = matching_costs(
+            class_logits_LBQK,
+            mask_logits_LBQhw,
+            mask_labels,
+            class_labels,
+            self.weights["loss_ce"],
+            self.weights["loss_mask"],
+            self.weights["loss_dice"],
+        )
+        return match(costs, num_targets)
+
+    def _class_loss(self, logits_BQK, image_M, query_M, labels_M):
+        target_BQ = torch.full(logits_BQK.shape[:2], self.num_labels, device=logits_BQK.device)
+        target_BQ[image_M, query_M] = labels_M
+        weight = torch.ones(self.num_labels + 1, device=logits_BQK.device)
+        weight[-1] = self.no_object_weight
+        return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight)
+
+    def _mask_losses(self, logits_Mhw: torch.Tensor, targets_MHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Focal and dice loss, summed over masks."""
+        if len(logits_Mhw) == 0:
+            nothing = logits_Mhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
+            return nothing, nothing
+        if self.mask_loss == "dense":
+            logits = F.interpolate(logits_Mhw[:, None], size=targets_MHW.shape[-2:], mode="bilinear")[:, 0].flatten(1)
+            return focal_loss(logits, targets_MHW.flatten(1)), dice_loss(logits, targets_MHW.flatten(1))
+        # A loss that is evaluated must not change from run to run.
+        generator = None if self.training else torch.Generator(logits_Mhw.device).manual_seed(0)
+        points = uncertain_points(
+            logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator
+        )
+        logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
+        return focal_loss(logits, targets), dice_loss(logits, targets)
+
+    @staticmethod
+    def _count_masks(class_labels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Targets a process, averaged over processes, at least 1: with DDP's averaging of gradients, the loss of many
+        processes is the loss of one with the joined batch."""
+        count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)
+            count = count / dist.get_world_size()
+        return count.clamp(min=1)
+
+    def _check_targets(self, mask_labels, class_labels, batch_size: int):
+        if not len(mask_labels) == len(class_labels) == batch_size:
+            raise ValueError(
+                f"`mask_labels` and `class_labels` need one entry for each of the {batch_size} images, got "
+                f"{len(mask_labels)} and {len(class_labels)}."
+            )
+        for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+            if len(masks) != len(labels):
+                raise ValueError(f"Image {image} of the batch has {len(masks)} masks but {len(labels)} class labels.")
+            if masks.shape[-2:] != mask_labels[0].shape[-2:]:
+                raise ValueError(
+                    f"Masks of image {image} have size {tuple(masks.shape[-2:])}, those of image 0 "
+                    f"{tuple(mask_labels[0].shape[-2:])}: pad all masks of a batch with zeros to the size of the batch."
+                )
+        joined = torch.cat([labels.flatten() for labels in class_labels])
+        if len(joined) and not bool(((joined >= 0) & (joined < self.num_labels)).all()):
+            image, label = next(
+                (image, int(label))
+                for image, labels in enumerate(class_labels)
+                for label in labels
+                if not 0 <= label < self.num_labels
+            )
+            raise ValueError(
+                f"Image {image} of the batch has class label {label}, but the model knows 0 to {self.num_labels - 1}: "
+                "map the labels, or name the void ones by `ignore_index`. No-object is no label."
+            )
+        return [_as_bool(masks, image) for image, masks in enumerate(mask_labels)], class_labels
+
+
+def _as_bool(masks: torch.Tensor, image: int) -> torch.Tensor:
+    if masks.dtype == torch.bool:
+        return masks
+    odd = (masks != 0) & (masks != 1)
+    if bool(odd.any()):
+        raise ValueError(
+            f"Masks of image {image} of the batch hold the value {masks[odd][0].item()}: masks are 0 and 1, also in the "
+            "padding. A mask is no label map."
+        )
+    return masks.bool()
+
+
+def _in_target_order(matches, offsets, device: torch.device) -> torch.Tensor:
+    """Image, query and target of each match, (3, M), targets counted over the whole batch and ascending."""
+    image = np.concatenate([np.full(len(query), i) for i, (query, _) in enumerate(matches)])
+    query = np.concatenate([query for query, _ in matches])
+    target = np.concatenate([target + offset for (_, target), offset in zip(matches, offsets[:-1], strict=True)])
+    order = np.argsort(target)
+    return torch.from_numpy(np.stack((image, query, target))[:, order].astype(np.int64)).to(device)
+
+
+def _term(name: str) -> str:
+    return "_".join(name.split("_")[:2])
+
+
+def focal_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tensor:
+    """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over the pixels of a mask and summed over masks.
+
+    `targets_NX` is boolean, or holds values in [0, 1].
+    """
+    if targets_NX.dtype == torch.bool:
+        # Turned so that every pixel is a positive one: fewer passes over the pixels than with two kinds.
+        margin = torch.where(targets_NX, logits_NX, -logits_NX)
+        alpha = torch.where(targets_NX, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+        return (alpha * torch.sigmoid(-margin) ** FOCAL_GAMMA * F.softplus(-margin)).mean(1).sum()
+    probability = logits_NX.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits_NX, targets_NX, reduction="none")
+    miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
+    alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
+    return (alpha * miss**FOCAL_GAMMA * entropy).mean(1).sum()
+
+
+def dice_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tensor:
+    """One minus the dice coefficient, 1 added above and below the line, summed over masks."""
+    probability = logits_NX.sigmoid()
+    numerator = 2 * (probability * targets_NX).sum(1)
+    denominator = probability.sum(1) + targets_NX.sum(1)
+    return (1 - (numerator + 1) / (denominator + 1)).sum()

@@ -1,0 +1,151 @@
+"""Layers that more than one part is built of."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_maskformer import NUM_NORM_GROUPS
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, GroupNorm(32) and, if asked for, ReLU; keeps the map's size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activation: bool):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.GroupNorm(NUM_NORM_GROUPS, out_channels),
+            nn.ReLU(inplace=True) if activation else nn.Identity(),
+        )
+
+
+def init_convolutions(module: nn.Module):
+    """Initialise all convolutions below `module` as Detectron2's `c2_xavier_fill` does."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            init.kaiming_uniform_(layer.weight, a=1)
+            if layer.bias is not None:
+                init.zeros_(layer.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections of queries, keys and values."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def init_weights(self):
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            # The original draws one (3C, C) matrix for all three, which makes its Xavier bound smaller by sqrt(2).
+            init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+            init.zeros_(projection.bias)
+        init.xavier_uniform_(self.o_proj.weight)
+        init.zeros_(self.o_proj.bias)
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, need_weights: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `query` (B, S, C) to `key` and `value` (B, T, C).
+
+        Returns the result (B, S, C), and the weights (B, heads, S, T) if `need_weights`, which takes the slower way
+        of writing them out.
+        """
+        q_BhSd = self._split_heads(self.q_proj(query))
+        k_BhTd = self._split_heads(self.k_proj(key))
+        v_BhTd = self._split_heads(self.v_proj(value))
+        dropout = self.dropout if self.training else 0.0
+        weights_BhST = None
+        if need_weights:
+            logits_BhST = q_BhSd @ k_BhTd.transpose(-1, -2) * q_BhSd.shape[-1] ** -0.5
+            weights_BhST = logits_BhST.softmax(-1)
+            result_BhSd = F.dropout(weights_BhST, dropout) @ v_BhTd
+        else:
+            result_BhSd = F.scaled_dot_product_attention(q_BhSd, k_BhTd, v_BhTd, dropout_p=dropout)
+        return self.o_proj(result_BhSd.transpose(1, 2).flatten(2)), weights_BhST
+
+    def _split_heads(self, states_BSC: torch.Tensor) -> torch.Tensor:
+        return states_BSC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, hidden_size: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self):
+        init.xavier_uniform_(self.fc1.weight)
+        init.xavier_uniform_(self.fc2.weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(F.relu(self.fc1(states))))
+
+
+class TransformerEncoderLayer(GradientCheckpointingLayer):
+    """DETR's encoder layer: positions are added to queries and keys, never to values."""
+
+    def __init__(self, hidden_size: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = Attention(hidden_size, num_heads, dropout)
+        self.self_attn_norm = nn.LayerNorm(hidden_size)
+        self.ffn = FeedForward(hidden_size, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states_BSC: torch.Tensor, position_BSC: torch.Tensor, need_weights: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed = self.self_attn_norm(states_BSC) if self.pre_norm else states_BSC
+        positioned = normed + position_BSC
+        update, weights = self.self_attn(positioned, positioned, normed, need_weights)
+        states_BSC = states_BSC + self.dropout(update)
+        if not self.pre_norm:
+            states_BSC = self.self_attn_norm(states_BSC)
+        normed = self.ffn_norm(states_BSC) if self.pre_norm else states_BSC
+        states_BSC = states_BSC + self.dropout(self.ffn(normed))
+        if not self.pre_norm:
+            states_BSC = self.ffn_norm(states_BSC)
+        return states_BSC, weights
+
+
+class TransformerEncoder(nn.Module):
+    """DETR's encoder. With `pre_norm` it ends in a LayerNorm, also when it has no layer at all, as in the original."""
+
+    def __init__(self, num_layers: int, hidden_size: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(hidden_size, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size) if pre_norm else nn.Identity()
+
+    def forward(
+        self, states_BSC: torch.Tensor, position_BSC: torch.Tensor, need_weights: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        attentions = []
+        for layer in self.layers:
+            states_BSC, weights = layer(states_BSC, position_BSC, need_weights)
+            attentions.append(weights)
+        return self.norm(states_BSC), tuple(attentions)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, num_layers: int):
+        super().__init__()
+        widths = [in_features, *[hidden_features] * (num_layers - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            states = F.relu(layer(states))
+        return self.layers[-1](states)

@@ -1,0 +1,99 @@
+"""Bipartite matching of queries and targets (https://arxiv.org/abs/2107.06278, section 3.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+try:
+    from scipy.optimize import linear_sum_assignment
+except ImportError:  # inference needs no scipy
+    linear_sum_assignment = None
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2
+
+
+@torch.no_grad()
+def matching_costs(
+    class_logits_LBQK: torch.Tensor,
+    mask_logits_LBQhw: torch.Tensor,
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> torch.Tensor:
+    """Cost of giving each target to each query, for all layers and images at once: (L, B, Q, N), float32.
+
+    N is the largest number of targets of an image; columns beyond an image's own targets mean nothing. Targets are
+    reduced to the size of the predictions, by taking the nearest pixel, as in the original.
+
+    Args:
+        mask_labels: Binary masks (N_i, H, W) of each image, all padded to one size.
+        class_labels: Classes (N_i,) of each image.
+    """
+    num_targets = [len(labels) for labels in class_labels]
+    targets_BNhw = mask_logits_LBQhw.new_zeros(
+        (len(num_targets), max(num_targets), *mask_logits_LBQhw.shape[-2:]), dtype=torch.float32
+    )
+    labels_BN = class_labels[0].new_zeros((len(num_targets), max(num_targets)))
+    for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if len(labels):
+            targets_BNhw[image, : len(labels)] = _nearest(masks, mask_logits_LBQhw.shape[-2:])
+            labels_BN[image, : len(labels)] = labels
+
+    num_layers, _, num_queries = class_logits_LBQK.shape[:3]
+    probabilities_LBQK = class_logits_LBQK.float().softmax(-1)
+    class_cost = -probabilities_LBQK.gather(-1, labels_BN[None, :, None, :].expand(num_layers, -1, num_queries, -1))
+
+    # All layers of an image are rows of one matrix product.
+    logits_BRX = mask_logits_LBQhw.float().transpose(0, 1).flatten(3).flatten(1, 2)
+    targets_BXN = targets_BNhw.flatten(2).transpose(1, 2)
+    probability = logits_BRX.sigmoid()
+    dice_numerator = 2 * (probability @ targets_BXN) + 1
+    dice_denominator = probability.sum(-1, keepdim=True) + targets_BXN.sum(1, keepdim=True) + 1
+    # softplus(-x) is the cross-entropy of a positive, softplus(x) = softplus(-x) + x that of a negative pixel.
+    positive_entropy = F.softplus(-logits_BRX)
+    negative = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * (positive_entropy + logits_BRX)
+    positive = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * positive_entropy
+    focal_cost = ((positive - negative) @ targets_BXN + negative.sum(-1, keepdim=True)) / logits_BRX.shape[-1]
+    mask_cost = mask_weight * focal_cost + dice_weight * (1 - dice_numerator / dice_denominator)
+    return class_weight * class_cost + mask_cost.unflatten(1, (num_layers, num_queries)).transpose(0, 1)
+
+
+def _nearest(masks_NHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`F.interpolate(mode="nearest")` without a float copy of the masks at their full size."""
+    rows, columns = (
+        (torch.arange(out, device=masks_NHW.device) * (in_ / out)).long().clamp_(max=in_ - 1)
+        for out, in_ in zip(size, masks_NHW.shape[-2:], strict=True)
+    )
+    return masks_NHW[:, rows[:, None], columns].float()
+
+
+def match(costs_LBQN: torch.Tensor, num_targets: Sequence[int]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Solve the assignment of every layer and image.
+
+    Returns, for each layer and image, matched query and target indices, queries ascending. With more targets than
+    queries the costliest targets stay unmatched, as in the original.
+
+    Raises:
+        ValueError: If a cost is not finite, with the layer and the image where the first one was.
+    """
+    if linear_sum_assignment is None:
+        raise ImportError("Training needs scipy for the matching of queries and targets: pip install scipy")
+    costs = costs_LBQN.cpu().numpy()  # the only copy to the host of a step
+    matches = []
+    for layer, layer_costs in enumerate(costs):
+        matches.append([])
+        for image, (cost_QN, count) in enumerate(zip(layer_costs, num_targets, strict=True)):
+            cost_QN = cost_QN[:, :count]
+            if not np.isfinite(cost_QN).all():
+                raise ValueError(
+                    f"The predictions of decoder layer {layer} for image {image} of the batch are not finite (NaN or "
+                    "infinity). Look for them in `pixel_values` and in the weights; if training diverged, lower the "
+                    "learning rate or clip gradients."
+                )
+            matches[-1].append(linear_sum_assignment(cost_QN))
+    return matches

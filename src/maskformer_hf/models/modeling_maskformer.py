@@ -1,0 +1,275 @@
+"""MaskFormer assembled from its parts (https://arxiv.org/abs/2107.06278, figure 2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
+from .configuration_maskformer import MaskFormerHfConfig
+from .criterion import Criterion
+from .layers import Attention, FeedForward
+from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
+from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .segmentation_head import SegmentationHead
+from .transformer_decoder_detr import DetrTransformerDecoder
+
+
+def _fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
+    return FPNPixelDecoder(in_channels, config.feature_size, config.mask_feature_size)
+
+
+def _transformer_fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
+    return TransformerFPNPixelDecoder(
+        in_channels,
+        config.feature_size,
+        config.mask_feature_size,
+        num_layers=config.encoder_layers,
+        num_heads=config.num_attention_heads,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+        pre_norm=config.pre_norm,
+    )
+
+
+def _detr(config: MaskFormerHfConfig, memory_channels: Sequence[int]) -> nn.Module:
+    return DetrTransformerDecoder(
+        memory_channels[0],
+        config.hidden_size,
+        config.num_queries,
+        num_layers=config.decoder_layers,
+        num_encoder_layers=config.decoder_encoder_layers,
+        num_heads=config.num_attention_heads,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+        pre_norm=config.pre_norm,
+        enforce_input_projection=config.enforce_input_projection,
+    )
+
+
+# The tables of parts: a new part is a file and a line here, and a name in the configuration.
+PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": _transformer_fpn}
+TRANSFORMER_DECODERS = {"detr": _detr}
+
+
+class MaskFormerHfPreTrainedModel(PreTrainedModel):
+    config_class = MaskFormerHfConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
+    # BatchNorm's counter means nothing when its statistics are frozen.
+    _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]  # noqa: RUF012
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # transformers skips modules without parameters of their own in code outside its package, which would leave out
+        # every part that initialises what is below it.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """As the original: PyTorch's defaults, unless a part says otherwise. Children come before their parents."""
+        if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
+            module.init_weights()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = nn.init._calculate_fan_in_and_fan_out(module.weight)[0] ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
+    """Backbone, pixel decoder and transformer decoder: query embeddings and pixel embeddings without the heads."""
+
+    def __init__(self, config: MaskFormerHfConfig):
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone_config, config.freeze_batch_norm)
+        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+        self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
+            config, self.pixel_decoder.memory_channels
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        every_layer: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MaskFormerHfModelOutput | tuple:
+        """
+        Args:
+            pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below.
+            pixel_mask: Accepted for the callers' sake: padding is masked nowhere in the network, as in the original.
+            every_layer: Normalise and return the queries of all decoder layers.
+        """
+        need_weights = self._check_attentions(output_attentions)
+        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        self._check_pixels(pixel_values)
+        features = self.backbone(pixel_values.to(self.dtype))
+        pixels = self.pixel_decoder(features, need_weights)
+        decoded = self.transformer_decoder(pixels.memory, every_layer or bool(output_hidden_states), need_weights)
+        output = MaskFormerHfModelOutput(
+            transformer_decoder_last_hidden_state=decoded.queries[-1],
+            pixel_decoder_last_hidden_state=pixels.embeddings,
+            encoder_last_hidden_state=features[-1],
+            encoder_hidden_states=features if output_hidden_states else None,
+            pixel_decoder_hidden_states=pixels.memory if output_hidden_states else None,
+            transformer_decoder_hidden_states=decoded.queries if every_layer or output_hidden_states else None,
+            encoder_attentions=pixels.attentions,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+        )
+        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def _check_attentions(self, output_attentions: bool | None) -> bool:
+        wanted = bool(_default(output_attentions, self.config.output_attentions))
+        if wanted and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"`output_attentions=True` needs `attn_implementation='eager'`, the model has "
+                f"{self.config._attn_implementation!r}, which never holds the weights: pass it to `from_pretrained`, or "
+                "call `model.set_attn_implementation('eager')`."
+            )
+        return wanted
+
+    def _check_pixels(self, pixel_values: torch.Tensor):
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+
+
+class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
+    """MaskFormer with its heads: semantic, instance and panoptic segmentation with one model and one loss."""
+
+    def __init__(self, config: MaskFormerHfConfig):
+        super().__init__(config)
+        self.model = MaskFormerHfModel(config)
+        self.head = SegmentationHead(config.hidden_size, config.mask_feature_size, config.num_labels)
+        self.criterion = Criterion(
+            config.num_labels,
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            no_object_weight=config.no_object_weight,
+            mask_loss=config.mask_loss,
+            num_points=config.num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+        )
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, source: str, *, backbone_weights: str | None = None, **config_fields: Any
+    ) -> "MaskFormerHfForUniversalSegmentation":
+        """Build a model around a pretrained backbone; everything else starts as the original does.
+
+        Args:
+            source: `timm/NAME`, the name of a transformers backbone on the Hub, or a local folder.
+            backbone_weights: A safetensors file with the backbone's weights, in the key names of its own library, in
+                place of the Hub.
+            config_fields: Fields of [`MaskFormerHfConfig`].
+
+        Raises:
+            ValueError: If any weight of the backbone would stay random.
+        """
+        backbone_config = pretrained_backbone_config(source)
+        for name, value in (config_fields.pop("backbone_config", None) or {}).items():
+            setattr(backbone_config, name, value)
+        model = cls(MaskFormerHfConfig(backbone_config=backbone_config, **config_fields))
+        load_pretrained_backbone(model.model.backbone, source, backbone_weights)
+        return model
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        mask_labels: Sequence[torch.Tensor] | None = None,
+        class_labels: Sequence[torch.Tensor] | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MaskFormerHfForUniversalSegmentationOutput | tuple:
+        """
+        Args:
+            pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below.
+            mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros; asks for the loss.
+            class_labels: Classes (N_i,) of each image, int64.
+            pixel_mask: (B, H, W), nonzero at pixels that are no padding. It changes no prediction, only `image_sizes`.
+            output_auxiliary_logits: Return the predictions of every decoder layer.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
+        supervise = mask_labels is not None and self.config.use_auxiliary_loss
+        every_layer = supervise or bool(output_auxiliary_logits)
+        base = self.model(
+            pixel_values,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            every_layer=every_layer,
+            return_dict=True,
+        )
+        queries_LBQC = (
+            torch.stack(base.transformer_decoder_hidden_states)
+            if every_layer
+            else base.transformer_decoder_last_hidden_state[None]
+        )
+        class_logits, mask_logits = self.head(queries_LBQC, base.pixel_decoder_last_hidden_state)
+        loss = loss_dict = None
+        if mask_labels is not None:
+            supervised = slice(None) if supervise else slice(-1, None)
+            loss, loss_dict = self.criterion(
+                class_logits[supervised], mask_logits[supervised], mask_labels, class_labels
+            )
+        auxiliary_logits = None
+        if output_auxiliary_logits:
+            auxiliary_logits = [
+                {"class_queries_logits": classes, "masks_queries_logits": masks}
+                for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
+            ]
+        hidden_states = {} if output_hidden_states else {"transformer_decoder_hidden_states": None}
+        output = MaskFormerHfForUniversalSegmentationOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=mask_logits[-1],
+            image_sizes=_image_sizes(pixel_values, pixel_mask),
+            padded_sizes=_image_sizes(pixel_values, None),
+            auxiliary_logits=auxiliary_logits,
+            **{**base, **hidden_states},
+        )
+        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _default(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """Height and width of the part of each image that is no padding, (B, 2)."""
+    if pixel_mask is None:
+        size = torch.tensor(pixel_values.shape[-2:], device=pixel_values.device)
+        return size.expand(len(pixel_values), 2)
+    real = pixel_mask.bool()
+    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
+
+
+__all__ = ["MaskFormerHfForUniversalSegmentation", "MaskFormerHfModel", "MaskFormerHfPreTrainedModel"]

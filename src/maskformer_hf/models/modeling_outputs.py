@@ -1,0 +1,94 @@
+"""The words the parts say to each other.
+
+Shape legend of all modelling files: B images, L decoder layers, Q queries, C channels, K classes (K + 1 with
+no-object), N targets, P points, H W input pixels, h w feature cells.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers.utils import ModelOutput
+
+
+class PixelDecoderOutput(NamedTuple):
+    """
+    embeddings: Pixel embeddings, (B, C, H/4, W/4).
+    memory: What the transformer decoder attends to, (B, C, h, w) each, coarsest first.
+    attentions: Attention weights of each encoder layer, (B, heads, hw, hw), if asked for.
+    """
+
+    embeddings: torch.Tensor
+    memory: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class TransformerDecoderOutput(NamedTuple):
+    """
+    queries: Normalised query embeddings (B, Q, C) of each decoder layer that was asked for; the last one is the result.
+    attentions: Self-attention weights of each layer, (B, heads, Q, Q), if asked for.
+    cross_attentions: Cross-attention weights of each layer, (B, heads, Q, hw), if asked for.
+    """
+
+    queries: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MaskFormerHfModelOutput(ModelOutput):
+    """
+    Args:
+        transformer_decoder_last_hidden_state: Query embeddings of the last decoder layer, (B, Q, C).
+        pixel_decoder_last_hidden_state: Pixel embeddings, (B, C, H/4, W/4).
+        encoder_last_hidden_state: The backbone's last feature map, (B, C, H/32, W/32).
+        encoder_hidden_states: All feature maps of the backbone, if `output_hidden_states`.
+        pixel_decoder_hidden_states: The memory of the transformer decoder, if `output_hidden_states`.
+        transformer_decoder_hidden_states: Query embeddings (B, Q, C) of each decoder layer, if asked for.
+        encoder_attentions, decoder_attentions, cross_attentions: Attention weights of the pixel decoder's encoder, of the
+            decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
+    """
+
+    transformer_decoder_last_hidden_state: torch.FloatTensor | None = None
+    pixel_decoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
+    """
+    Args:
+        loss: Weighted sum of all terms, a scalar, if targets were given.
+        loss_dict: Each term unweighted, under the original's names: `loss_ce`, `loss_mask`, `loss_dice` of the last
+            decoder layer, `loss_ce_0`, ... of the auxiliary ones.
+        class_queries_logits: (B, Q, K+1); the last class is no-object.
+        masks_queries_logits: (B, Q, ceil(H/4), ceil(W/4)).
+        image_sizes: Height and width of each image without padding, (B, 2), int64.
+        padded_sizes: Height and width of `pixel_values`, the same in each row, (B, 2), int64.
+        auxiliary_logits: `class_queries_logits` and `masks_queries_logits` of each decoder layer but the last, if asked
+            for.
+        encoder_last_hidden_state, ..., cross_attentions: As in [`MaskFormerHfModelOutput`], if asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
+    class_queries_logits: torch.FloatTensor | None = None
+    masks_queries_logits: torch.FloatTensor | None = None
+    image_sizes: torch.LongTensor | None = None
+    padded_sizes: torch.LongTensor | None = None
+    auxiliary_logits: list[dict[str, torch.FloatTensor]] | None = None
+    transformer_decoder_last_hidden_state: torch.FloatTensor | None = None
+    pixel_decoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None

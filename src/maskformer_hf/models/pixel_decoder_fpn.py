@@ -1,0 +1,72 @@
+"""MaskFormer's pixel decoders: a feature pyramid, optionally with a transformer encoder on its coarsest level."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .layers import ConvNorm, TransformerEncoder, init_convolutions
+from .modeling_outputs import PixelDecoderOutput
+from .position_encoding import sine_position_encoding
+
+
+class FPNPixelDecoder(nn.Module):
+    """Top-down feature pyramid (section 3.2 of https://arxiv.org/abs/2107.06278).
+
+    Its last step is a 3x3 convolution with bias; the paper says 1x1, the original code does not. The transformer
+    decoder's memory is the backbone's own coarsest map.
+    """
+
+    def __init__(self, in_channels: list[int], feature_size: int, mask_feature_size: int):
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.stem = ConvNorm(coarsest, feature_size, 3, activation=True)
+        # From coarse to fine, the order in which they are used.
+        self.laterals = nn.ModuleList(ConvNorm(c, feature_size, 1, activation=False) for c in reversed(finer))
+        self.outputs = nn.ModuleList(ConvNorm(feature_size, feature_size, 3, activation=True) for _ in finer)
+        self.mask_projection = nn.Conv2d(feature_size, mask_feature_size, 3, padding=1)
+        self.memory_channels = (coarsest,)
+
+    def init_weights(self):
+        init_convolutions(self)
+
+    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
+        """`features`: maps (B, C_s, H/s, W/s) of strides s = 4, 8, 16, 32."""
+        return PixelDecoderOutput(self.decode(features[-1], features[:-1]), memory=(features[-1],))
+
+    def decode(self, coarsest: torch.Tensor, finer: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        pyramid = self.stem(coarsest)
+        for lateral, output, feature in zip(self.laterals, self.outputs, reversed(finer), strict=True):
+            upsampled = F.interpolate(pyramid, size=feature.shape[-2:], mode="nearest")
+            pyramid = output(lateral(feature) + upsampled)
+        return self.mask_projection(pyramid)
+
+
+class TransformerFPNPixelDecoder(FPNPixelDecoder):
+    """The pyramid of the R50 and R101 panoptic models ("+6 Enc"): the encoder's result is both the start of the pyramid
+    and the memory of the transformer decoder."""
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        feature_size: int,
+        mask_feature_size: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        pre_norm: bool,
+    ):
+        super().__init__([*in_channels[:-1], feature_size], feature_size, mask_feature_size)
+        self.input_projection = nn.Conv2d(in_channels[-1], feature_size, 1)
+        self.encoder = TransformerEncoder(num_layers, feature_size, num_heads, ffn_dim, dropout, pre_norm)
+
+    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
+        projected = self.input_projection(features[-1])
+        _, channels, height, width = projected.shape
+        position = sine_position_encoding(height, width, channels, projected.device, projected.dtype)
+        encoded, attentions = self.encoder(
+            projected.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2), need_weights
+        )
+        memory = encoded.transpose(1, 2).unflatten(2, (height, width))
+        embeddings = self.decode(memory, features[:-1])
+        return PixelDecoderOutput(embeddings, (memory,), attentions if need_weights else None)
