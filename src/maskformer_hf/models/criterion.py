@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA, FOCAL_GAMMA, match, matching_costs
+from .matcher import FOCAL_ALPHA, match, matching_costs
 from .point_sampling import sample_points, uncertain_points
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,8 @@ class Criterion(nn.Module):
             return [[(nothing, nothing)] * len(num_targets)] * len(class_logits_LBQK)
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
             logger.warning(
-                "An image has %d targets but the model only %d queries: the rest is left unmatched. Raise `num_queries` "
-                "if that is not meant (said once).",
+                "An image has %d targets but the model only %d queries: the rest is left unmatched. Raise "
+                "`num_queries` if that is not meant (said once).",
                 max(num_targets),
                 num_queries,
             )
@@ -180,8 +180,8 @@ def _as_bool(masks: torch.Tensor, image: int) -> torch.Tensor:
     odd = (masks != 0) & (masks != 1)
     if bool(odd.any()):
         raise ValueError(
-            f"Masks of image {image} of the batch hold the value {masks[odd][0].item()}: masks are 0 and 1, also in the "
-            "padding. A mask is no label map."
+            f"Masks of image {image} of the batch hold the value {masks[odd][0].item()}: masks are 0 and 1, also in "
+            "the padding. A mask is no label map."
         )
     return masks.bool()
 
@@ -208,12 +208,12 @@ def focal_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tenso
         # Turned so that every pixel is a positive one: fewer passes over the pixels than with two kinds.
         margin = torch.where(targets_NX, logits_NX, -logits_NX)
         alpha = torch.where(targets_NX, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-        return (alpha * torch.sigmoid(-margin) ** FOCAL_GAMMA * F.softplus(-margin)).mean(1).sum()
+        return (alpha * torch.sigmoid(-margin).square() * F.softplus(-margin)).mean(1).sum()
     probability = logits_NX.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits_NX, targets_NX, reduction="none")
     miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
     alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
-    return (alpha * miss**FOCAL_GAMMA * entropy).mean(1).sum()
+    return (alpha * miss.square() * entropy).mean(1).sum()
 
 
 def dice_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tensor:
