@@ -1,5 +1,7 @@
 """Layers that more than one part is built of."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -143,7 +145,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, hidden_features: int, out_features: int, num_layers: int):
         super().__init__()
         widths = [in_features, *[hidden_features] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:

@@ -45,8 +45,8 @@ class MaskFormerHfModelOutput(ModelOutput):
         encoder_hidden_states: All feature maps of the backbone, if `output_hidden_states`.
         pixel_decoder_hidden_states: The memory of the transformer decoder, if `output_hidden_states`.
         transformer_decoder_hidden_states: Query embeddings (B, Q, C) of each decoder layer, if asked for.
-        encoder_attentions, decoder_attentions, cross_attentions: Attention weights of the pixel decoder's encoder, of the
-            decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
+        encoder_attentions, decoder_attentions, cross_attentions: Attention weights of the pixel decoder's encoder, of
+            the decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
     """
 
     transformer_decoder_last_hidden_state: torch.FloatTensor | None = None
