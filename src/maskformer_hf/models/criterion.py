@@ -64,7 +64,7 @@ class Criterion(nn.Module):
         with torch.autocast(device.type, enabled=False):
             class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
             matches = self._match(class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels)
-            num_masks = self._count_masks(class_labels, device)
+            num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
             masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
             offsets = np.cumsum([0, *map(len, class_labels)])
@@ -75,9 +75,8 @@ class Criterion(nn.Module):
             for layer in [num_layers - 1, *range(num_layers - 1)]:
                 suffix = "" if layer == num_layers - 1 else f"_{layer}"
                 image_M, query_M, target_M = _in_target_order(matches[layer], offsets, device)
-                losses[f"loss_ce{suffix}"] = self._class_loss(
-                    class_logits_LBQK[layer], image_M, query_M, labels_N[target_M]
-                )
+                class_loss = self._class_loss(class_logits_LBQK[layer], image_M, query_M, labels_N[target_M])
+                losses[f"loss_ce{suffix}"] = class_loss / class_weight_sum
                 matched_Mhw = mask_logits_BQhw[layer][image_M, query_M]
                 # All targets are matched unless there are more of them than queries: then no copy is needed.
                 targets_MHW = masks_NHW if len(target_M) == len(masks_NHW) else masks_NHW[target_M]
@@ -90,9 +89,6 @@ class Criterion(nn.Module):
     def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels):
         num_targets = [len(labels) for labels in class_labels]
         num_queries = class_logits_LBQK.shape[2]
-        if max(num_targets) == 0:
-            nothing = np.zeros(0, dtype=np.int64)
-            return [[(nothing, nothing)] * len(num_targets)] * len(class_logits_LBQK)
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
             logger.warning(
                 "An image has %d targets but the model only %d queries: the rest is left unmatched. Raise "
@@ -113,11 +109,12 @@ class Criterion(nn.Module):
         return match(costs, num_targets)
 
     def _class_loss(self, logits_BQK, image_M, query_M, labels_M):
+        """Weighted cross-entropy of all queries' classes, summed."""
         target_BQ = torch.full(logits_BQK.shape[:2], self.num_labels, device=logits_BQK.device)
         target_BQ[image_M, query_M] = labels_M
         weight = torch.ones(self.num_labels + 1, device=logits_BQK.device)
         weight[-1] = self.no_object_weight
-        return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight)
+        return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight, reduction="sum")
 
     def _mask_losses(self, logits_Mhw: torch.Tensor, targets_MHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Focal and dice loss, summed over masks."""
@@ -135,15 +132,26 @@ class Criterion(nn.Module):
         logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
         return focal_loss(logits, targets), dice_loss(logits, targets)
 
-    @staticmethod
-    def _count_masks(class_labels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-        """Targets a process, averaged over processes, at least 1: with DDP's averaging of gradients, the loss of many
-        processes is the loss of one with the joined batch."""
-        count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
+    def _normalizers(self, class_labels: Sequence[torch.Tensor], class_logits_LBQK: torch.Tensor) -> torch.Tensor:
+        """What mask losses and class loss are divided by: the number of targets (at least 1) and the sum of the class
+        weights of all queries, which is the same in every layer. Targets beyond the number of queries count as well.
+
+        Both are averages over processes: with DDP's averaging of gradients, the loss of many processes is the loss of
+        one with the joined batch. The original averages the first and divides its class loss within each process.
+        """
+        num_queries = class_logits_LBQK.shape[2]
+        num_targets = sum(len(labels) for labels in class_labels)
+        num_matched = sum(min(len(labels), num_queries) for labels in class_labels)
+        num_unmatched = len(class_labels) * num_queries - num_matched
+        sums = torch.tensor(
+            [num_targets, num_matched + self.no_object_weight * num_unmatched],
+            dtype=torch.float32,
+            device=class_logits_LBQK.device,
+        )
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            count = count / dist.get_world_size()
-        return count.clamp(min=1)
+            dist.all_reduce(sums)
+            sums /= dist.get_world_size()
+        return torch.stack((sums[0].clamp(min=1), sums[1]))
 
     def _check_targets(self, mask_labels, class_labels, batch_size: int):
         if not len(mask_labels) == len(class_labels) == batch_size:

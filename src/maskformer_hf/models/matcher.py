@@ -27,18 +27,17 @@ def matching_costs(
 ) -> torch.Tensor:
     """Cost of giving each target to each query, for all layers and images at once: (L, B, Q, N), float32.
 
-    N is the largest number of targets of an image; columns beyond an image's own targets mean nothing. Targets are
-    reduced to the size of the predictions, by taking the nearest pixel, as in the original.
+    N is the largest number of targets of an image, at least 1; columns beyond an image's own targets mean nothing, but
+    are finite if the predictions are. Targets are reduced to the size of the predictions, by taking the nearest pixel,
+    as in the original.
 
     Args:
         mask_labels: Binary masks (N_i, H, W) of each image, all padded to one size.
         class_labels: Classes (N_i,) of each image.
     """
-    num_targets = [len(labels) for labels in class_labels]
-    targets_BNhw = mask_logits_LBQhw.new_zeros(
-        (len(num_targets), max(num_targets), *mask_logits_LBQhw.shape[-2:]), dtype=torch.float32
-    )
-    labels_BN = class_labels[0].new_zeros((len(num_targets), max(num_targets)))
+    size_BN = (len(class_labels), max(1, *map(len, class_labels)))
+    targets_BNhw = mask_logits_LBQhw.new_zeros((*size_BN, *mask_logits_LBQhw.shape[-2:]), dtype=torch.float32)
+    labels_BN = class_labels[0].new_zeros(size_BN)
     for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
         if len(labels):
             targets_BNhw[image, : len(labels)] = _nearest(masks, mask_logits_LBQhw.shape[-2:])
@@ -90,12 +89,12 @@ def match(costs_LBQN: torch.Tensor, num_targets: Sequence[int]) -> list[list[tup
     for layer, layer_costs in enumerate(costs):
         matches.append([])
         for image, (cost_QN, count) in enumerate(zip(layer_costs, num_targets, strict=True)):
-            cost_QN = cost_QN[:, :count]
+            # All columns: an image without targets may have NaNs as well.
             if not np.isfinite(cost_QN).all():
                 raise ValueError(
                     f"The predictions of decoder layer {layer} for image {image} of the batch are not finite (NaN or "
                     "infinity). Look for them in `pixel_values` and in the weights; if training diverged, lower the "
                     "learning rate or clip gradients."
                 )
-            matches[-1].append(linear_sum_assignment(cost_QN))
+            matches[-1].append(linear_sum_assignment(cost_QN[:, :count]))
     return matches

@@ -11,7 +11,6 @@ from transformers import initialization as init
 from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import MaskFormerHfConfig
 from .criterion import Criterion
-from .layers import Attention, FeedForward
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .segmentation_head import SegmentationHead
@@ -141,8 +140,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         if wanted and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"`output_attentions=True` needs `attn_implementation='eager'`, the model has "
-                f"{self.config._attn_implementation!r}, which never holds the weights: pass it to `from_pretrained`, or "
-                "call `model.set_attn_implementation('eager')`."
+                f"{self.config._attn_implementation!r}, which never holds the weights: pass it to "
+                "`from_pretrained`, or call `model.set_attn_implementation('eager')`."
             )
         return wanted
 
@@ -218,6 +217,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         """
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
+        if mask_labels is not None:
+            _check_mask_sizes(mask_labels, pixel_values)
         supervise = mask_labels is not None and self.config.use_auxiliary_loss
         every_layer = supervise or bool(output_auxiliary_logits)
         base = self.model(
@@ -245,7 +246,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
                 {"class_queries_logits": classes, "masks_queries_logits": masks}
                 for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
             ]
-        hidden_states = {} if output_hidden_states else {"transformer_decoder_hidden_states": None}
+        keep_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        hidden_states = {} if keep_hidden_states else {"transformer_decoder_hidden_states": None}
         output = MaskFormerHfForUniversalSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -257,6 +259,16 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             **{**base, **hidden_states},
         )
         return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor):
+    size = tuple(pixel_values.shape[-2:])
+    for image, masks in enumerate(mask_labels):
+        if masks.shape[-2:] != size:
+            raise ValueError(
+                f"Masks of image {image} of the batch have size {tuple(masks.shape[-2:])}, `pixel_values` {size}: pad "
+                "the masks with zeros on the right and below to the size of the batch, as the image processor does."
+            )
 
 
 def _default(value: Any, otherwise: Any) -> Any:
