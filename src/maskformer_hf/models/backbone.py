@@ -1,7 +1,8 @@
 """Backbones of transformers (`AutoBackbone`) and timm as one part: an image in, four feature maps out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,19 +14,14 @@ from .configuration_maskformer import NUM_FEATURE_LEVELS
 
 logger = logging.getLogger(__name__)
 
-# Weights of a pretrained backbone that a feature extractor has no use for, and weights it adds.
-_CLASSIFIER_PREFIXES = (
-    "classifier.",
-    "head.",
-    "fc.",
-    "conv_head.",
-    "bn2.",
-    "norm.",
-    "norm_head.",
-    "layernorm.",
-    "head_dist.",
-)
-_ADDED_NAMES = ("hidden_states_norms.",)
+STRIDES = (4, 8, 16, 32)
+
+# Final norms of classifiers that these backbones keep although no feature map passes them: a parameter without a
+# gradient, for which distributed training would wait.
+_UNUSED_NORMS = {"bit": "bit.norm", "maskformer-swin": "model.layernorm", "swin": "swin.layernorm"}
+# Norms that a backbone of transformers adds behind the stages of the classifier it is made from; they start as
+# identities. The rest is the counter of BatchNorm, which means nothing where statistics are given.
+_NEW_WEIGHTS = ("hidden_states_norms.", "num_batches_tracked")
 
 
 class Backbone(nn.Module):
@@ -37,20 +33,21 @@ class Backbone(nn.Module):
     def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool):
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
-        self.body = AutoBackbone.from_config(config)
+        self.body: Any = AutoBackbone.from_config(config)
         self.channels = list(self.body.channels)
         if len(self.channels) != NUM_FEATURE_LEVELS:
             raise ValueError(
-                f"The backbone gives {len(self.channels)} feature maps ({self.channels} channels), but the pixel decoder "
-                f"needs {NUM_FEATURE_LEVELS}: set `out_features` or `out_indices` of `backbone_config`."
+                f"The backbone gives {len(self.channels)} feature maps ({self.channels} channels), but the pixel "
+                f"decoder needs {NUM_FEATURE_LEVELS}: set `out_features` or `out_indices` of `backbone_config`."
             )
-        # The port keeps Swin's classification LayerNorm, which no feature map passes: DDP would wait for its gradient.
-        if config.model_type == "swin":
-            self.body.swin.layernorm = nn.Identity()
+        if config.model_type in _UNUSED_NORMS:
+            self.body.set_submodule(_UNUSED_NORMS[config.model_type], nn.Identity())
         if config.model_type == "resnet":
             _shape_resnet(self.body, config)
-        self.has_absolute_positions = bool(getattr(config, "use_absolute_embeddings", False))
-        self.patch_size = getattr(config, "patch_size", None)
+        has_absolute_positions = config.model_type == "swin" and config.use_absolute_embeddings
+        self.position_stride: int | None = config.patch_size if has_absolute_positions else None
+        timm_model = getattr(self.body, "_backbone", None)
+        self.is_channels_last = str(getattr(timm_model, "output_fmt", "")).endswith("NHWC")
         if freeze_batch_norm:
             for module in _batch_norms(self):
                 for name in ("weight", "bias"):
@@ -67,25 +64,39 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Feature maps (B, C_s, H/s, W/s) at strides s = 4, 8, 16, 32 for `pixel_values` (B, C, H, W)."""
-        if self.has_absolute_positions:
+        if self.position_stride is not None:
             # Swin pads to whole patches itself, but resizes its position embeddings to the size before that.
             height, width = pixel_values.shape[-2:]
-            pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+            pixel_values = F.pad(pixel_values, (0, -width % self.position_stride, 0, -height % self.position_stride))
             features = self.body(pixel_values, interpolate_pos_encoding=True).feature_maps
         else:
             features = self.body(pixel_values).feature_maps
-        # Some timm models give channels last.
-        return tuple(
-            feature if feature.shape[1] == channels else feature.permute(0, 3, 1, 2).contiguous()
-            for feature, channels in zip(features, self.channels, strict=True)
-        )
+        if self.is_channels_last:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        if not torch.compiler.is_compiling():
+            self._check_features(features, *pixel_values.shape[-2:])
+        return tuple(features)
+
+    def _check_features(self, features: Sequence[torch.Tensor], height: int, width: int):
+        """A vision transformer has one stride for all its maps, and some backbones announce other channels."""
+        for feature, channels, stride in zip(features, self.channels, STRIDES, strict=True):
+            # Some backbones round up and some down.
+            sizes = zip(feature.shape[-2:], (height, width), strict=True)
+            if feature.shape[1] == channels and all(abs(cells - size / stride) < 1 for cells, size in sizes):
+                continue
+            raise ValueError(
+                f"The {self.body.config.model_type!r} backbone gives a feature map of shape {tuple(feature.shape)} for "
+                f"an image of {height}x{width} pixels; the pixel decoder needs {channels} channels at stride {stride}. "
+                f"Choose a backbone with maps of strides {STRIDES}, or the right ones by `out_features` or "
+                "`out_indices` of `backbone_config`."
+            )
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def _shape_resnet(backbone: nn.Module, config: PreTrainedConfig):
+def _shape_resnet(backbone: Any, config: PreTrainedConfig):
     """Give a ResNet the stem and the dilations of DeepLab's "c" variants (R50c, R101c), where its configuration asks.
 
     `stem_type="deep"`: 3x3 convolutions of stride 2, 1, 1, the first two half as wide as the third. `multi_grid`:
@@ -114,15 +125,17 @@ def _shape_resnet(backbone: nn.Module, config: PreTrainedConfig):
                 convolution.dilation = convolution.padding = (dilation, dilation)
 
 
-def pretrained_backbone_config(source: str, num_channels: int = 3) -> PreTrainedConfig:
+def pretrained_backbone_config(source: str) -> PreTrainedConfig:
     """The configuration of a backbone by name: `timm/NAME`, a Hub name of transformers, or a local folder."""
     if source.startswith("timm/"):
-        return AutoConfig.for_model("timm_backbone", backbone=source.removeprefix("timm/"), num_channels=num_channels)
+        return AutoConfig.for_model("timm_backbone", backbone=source.removeprefix("timm/"))
     return AutoConfig.from_pretrained(source)
 
 
 def load_pretrained_backbone(backbone: Backbone, source: str, weights_file: str | None = None) -> int:
     """Fill `backbone` with the pretrained weights of `source` and return how many tensors were loaded.
+
+    The first convolution is adapted to another number of input channels, see [`adapt_input_channels`].
 
     Args:
         source: As for [`pretrained_backbone_config`].
@@ -130,67 +143,70 @@ def load_pretrained_backbone(backbone: Backbone, source: str, weights_file: str 
             the weights come from the Hub or the folder.
 
     Raises:
-        ValueError: If a weight of the backbone stayed random or has another shape. The first convolution is adapted to
-            another number of channels.
+        ValueError: If a weight of the backbone would have stayed random, or has another shape.
     """
-    state = load_file(weights_file) if weights_file else _download_state(source)
-    # transformers saves a classifier's backbone below its model type; TimmBackbone keeps its model in `_backbone`.
-    own_keys = backbone.body.state_dict().keys()
-    state = _match_prefix({key: value.float() for key, value in state.items() if value.is_floating_point()}, own_keys)
-    own_state = backbone.body.state_dict()
-    _adapt_stem(state, own_state)
-    mismatched = [key for key in state.keys() & own_keys if state[key].shape != own_state[key].shape]
-    missing = [
-        key
-        for key, value in own_state.items()
-        if value.is_floating_point() and key not in state and not key.startswith(_ADDED_NAMES)
-    ]
-    if mismatched or missing:
+    own = backbone.body.state_dict()
+    if source.startswith("timm/"):
+        state = _timm_weights(source.removeprefix("timm/"), weights_file, own)
+    else:
+        state = _transformers_weights(backbone.body, source, weights_file)
+    missing = [name for name in own if name not in state and not any(new in name for new in _NEW_WEIGHTS)]
+    loaded = {name: state[name] for name in own if name in state}
+    num_channels = backbone.body.config.num_channels
+    for name, weight in loaded.items():
+        if weight.dim() == 4 and weight.shape[1] != own[name].shape[1] == num_channels:
+            loaded[name] = adapt_input_channels(weight, num_channels)
+    mismatched = [name for name, weight in loaded.items() if weight.shape != own[name].shape]
+    if missing or mismatched:
         raise ValueError(
-            f"Weights of the pretrained backbone {source!r} do not fit: {len(missing)} tensors are missing "
-            f"({missing[:3]} ...), {len(mismatched)} have another shape ({mismatched[:3]} ...). They would have stayed "
-            "random."
+            f"Weights of the pretrained backbone {source!r} do not fit and would have stayed random: {len(missing)} of "
+            f"{len(own)} tensors are missing {missing[:3]}, {len(mismatched)} have another shape {mismatched[:3]}."
         )
-    unused = [key for key in state.keys() - own_keys if not _is_classifier(key)]
-    loaded = {key: value for key, value in state.items() if key in own_keys}
     backbone.body.load_state_dict(loaded, strict=False)
-    logger.info("Loaded %d tensors into the pretrained backbone %s (unused: %s)", len(loaded), source, unused or "none")
+    logger.info("Loaded all %d tensors of the pretrained backbone %s.", len(loaded), source)
     return len(loaded)
 
 
-def _download_state(source: str) -> Mapping[str, torch.Tensor]:
-    if source.startswith("timm/"):
+def _timm_weights(name: str, weights_file: str | None, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a timm classifier under the names its feature extractor has for them in `TimmBackbone`."""
+    if weights_file is None:
         import timm
 
-        # A classifier, because timm's feature extractors do not say what they leave out.
-        return timm.create_model(source.removeprefix("timm/"), pretrained=True).state_dict()
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(source).state_dict()
-
-
-def _match_prefix(state: dict[str, torch.Tensor], own_keys) -> dict[str, torch.Tensor]:
-    """Try the prefixes that the same weights have in other classes, and keep the one most keys agree with."""
-    own_keys = set(own_keys)
-    first_parts = {key.split(".")[0] + "." for key in state} | {key.split(".")[0] + "." for key in own_keys}
-    candidates = [state]
-    candidates += [{prefix + key: value for key, value in state.items()} for prefix in first_parts]
-    candidates += [{key.removeprefix(prefix): value for key, value in state.items()} for prefix in first_parts]
-    return dict(max(candidates, key=lambda candidate: len(candidate.keys() & own_keys)))
+        classifier = timm.create_model(name, pretrained=True).state_dict()
+    else:
+        classifier = load_file(weights_file)
+    weights = {}
+    for key, weight in classifier.items():
+        # timm's three extractors: the model without its end, a flat list of its stages, the model inside a module.
+        for own_key in (key, key.replace(".", "_", 1), f"model.{key}"):
+            if f"_backbone.{own_key}" in own:
+                weights[f"_backbone.{own_key}"] = weight
+    return weights
 
 
-def _is_classifier(key: str) -> bool:
-    return any(part in f".{key}" for part in (f".{prefix}" for prefix in _CLASSIFIER_PREFIXES))
+def _transformers_weights(body: Any, source: str, weights_file: str | None) -> dict[str, torch.Tensor]:
+    """Weights of a transformers model under the names its backbone class has for them; those not found are left out."""
+    config = AutoConfig.from_pretrained(source)
+    config.out_features = body.out_features
+    pretrained, info = type(body).from_pretrained(
+        None if weights_file else source,
+        config=config,
+        state_dict=load_file(weights_file) if weights_file else None,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    return {name: weight for name, weight in pretrained.state_dict().items() if name not in info["missing_keys"]}
 
 
-def _adapt_stem(state: dict[str, torch.Tensor], own_state: Mapping[str, torch.Tensor]):
-    """Repeat a first convolution's input channels to the wanted number, and keep the size of its responses."""
-    for key, own in own_state.items():
-        weight = state.get(key)
-        if weight is None or own.dim() != 4 or weight.dim() != 4 or weight.shape[1] == own.shape[1]:
-            continue
-        channels, wanted = weight.shape[1], own.shape[1]
-        if weight.shape[0] == own.shape[0] and weight.shape[2:] == own.shape[2:]:
-            repeats = -(-wanted // channels)
-            state[key] = weight.repeat(1, repeats, 1, 1)[:, :wanted] * (channels / wanted)
-        return
+def adapt_input_channels(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """A pretrained first convolution (O, C, h, w) for images of `num_channels` channels.
+
+    One channel gets the sum over the pretrained ones: a grey image has the response it has as a colour image. More
+    channels repeat the pretrained ones, scaled such that responses keep their size: inputs are expected to be
+    normalised channel by channel.
+    """
+    if num_channels == 1:
+        return weight.sum(1, keepdim=True)
+    channels = weight.shape[1]
+    repeated = weight.repeat(1, -(-num_channels // channels), 1, 1)[:, :num_channels]
+    return repeated * (channels / num_channels)

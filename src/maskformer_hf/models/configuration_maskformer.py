@@ -4,15 +4,19 @@ Defaults are those of MaskFormer (https://arxiv.org/abs/2107.06278) with a ResNe
 string. Combinations that cannot be built are refused here, by name and value, before any memory is spent on weights.
 """
 
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .transformers_layout import MODEL_TYPE, RENAMED_FIELDS, translate_config
+
 PIXEL_DECODERS = ("fpn", "transformer_fpn")
 TRANSFORMER_DECODERS = ("detr",)
 MASK_LOSSES = ("dense", "points")
 TASKS = ("semantic", "instance", "panoptic")
+LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 
 # The pixel decoders normalise with GroupNorm(32), whatever their width.
 NUM_NORM_GROUPS = 32
@@ -58,7 +62,8 @@ class MaskFormerHfConfig(PreTrainedConfig):
     """
 
     model_type = "maskformer_hf"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (the field's own idiom in PreTrainedConfig)
+    # PreTrainedConfig's own idiom.
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyrefly: ignore[bad-override]
 
     backbone_config: dict | PreTrainedConfig | None = None
     num_channels: int = 3
@@ -96,8 +101,54 @@ class MaskFormerHfConfig(PreTrainedConfig):
     overlap_mask_area_threshold: float | int = 0.8
 
     def __post_init__(self, **kwargs):
+        for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
+            raise ValueError(
+                f"`{name}` is a field of transformers' MaskFormerConfig; here it is {RENAMED_FIELDS[name]}. "
+                f"`{type(self).__name__}.from_dict` translates a whole configuration."
+            )
         self.backbone_config = _complete_backbone_config(self.backbone_config, self.num_channels)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, which calls it to read config.json, and besides:
+
+        - A configuration of transformers' own MaskFormer is translated, one of any other model refused.
+        - `num_labels`, `id2label` or `label2id` replace all three, and `label_ids_to_fuse` follows its classes by name.
+        - Other fields of this class are checked together, as when a configuration is made.
+        """
+        config_dict = dict(_in_own_layout(config_dict, cls.model_type, "This"))
+        labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+        if any(value is not None for value in labels.values()):
+            trained = cls(**config_dict)
+            id2label = _requested_labels(trained.id2label, **labels)
+            config_dict.pop("num_labels", None)
+            config_dict |= {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+            if trained.label_ids_to_fuse is not None:
+                rows = matching_labels(trained.id2label, id2label)
+                config_dict["label_ids_to_fuse"] = [
+                    label for label, row in enumerate(rows) if row in trained.label_ids_to_fuse
+                ]
+        own_fields = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        # A backbone_config of a few fields changes only those, which is transformers' business.
+        for name in (own_fields - {"backbone_config"}) & kwargs.keys():
+            config_dict[name] = kwargs.pop(name)
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # Before `from_pretrained` sees the other model_type and warns of what is no trouble, or only warns.
+        return _in_own_layout(config_dict, cls.model_type, str(pretrained_model_name_or_path)), kwargs
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        config_dict = super()._dict_from_json_file(json_file)
+        if not isinstance(config_dict, dict) or "model_type" not in config_dict:
+            raise ValueError(f"{json_file} is no configuration of a model: it names no `model_type`.")
+        return config_dict
 
     def validate_parts(self):
         """Refuse what cannot be built. Runs when the configuration is made and before it is saved."""
@@ -105,7 +156,7 @@ class MaskFormerHfConfig(PreTrainedConfig):
         _check_choice("transformer_decoder", self.transformer_decoder, TRANSFORMER_DECODERS)
         _check_choice("mask_loss", self.mask_loss, MASK_LOSSES)
         _check_choice("task", self.task, TASKS)
-        for name in ("num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
+        for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.feature_size < 1 or self.feature_size % NUM_NORM_GROUPS:
@@ -127,14 +178,61 @@ class MaskFormerHfConfig(PreTrainedConfig):
                 "`importance_sample_ratio` must lie in [0, 1] and `oversample_ratio` be at least 1, got "
                 f"{self.importance_sample_ratio} and {self.oversample_ratio}."
             )
-        out_of_range = [i for i in self.label_ids_to_fuse or () if not 0 <= i < self.num_labels]
+        id2label: Any = self.id2label
+        labels = list(range(len(id2label)))
+        if sorted(id2label) != labels:
+            raise ValueError(f"`id2label` must number its labels from 0 to {labels[-1]}, got {sorted(id2label)}.")
+        out_of_range = [label for label in self.label_ids_to_fuse or () if label not in labels]
         if out_of_range:
-            raise ValueError(f"`label_ids_to_fuse` holds {out_of_range}, but there are {self.num_labels} labels.")
+            raise ValueError(f"`label_ids_to_fuse` holds {out_of_range}, but there are {len(labels)} labels.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]):
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+
+
+def _in_own_layout(config_dict: dict[str, Any], own_model_type: str, source: str) -> dict[str, Any]:
+    model_type = config_dict.get("model_type", own_model_type)
+    if model_type == MODEL_TYPE:
+        return translate_config(config_dict, own_model_type)
+    if model_type != own_model_type:
+        raise ValueError(
+            f"{source} is a {model_type!r} model; only {own_model_type!r} and transformers' {MODEL_TYPE!r} can be read "
+            "here."
+        )
+    return config_dict
+
+
+def matching_labels(old: Any, new: Any) -> list[int | None]:
+    """For each new label the old one of the same name, or None.
+
+    Where there are as many labels as before and none has moved, all are the old ones, some of them renamed. `LABEL_3`
+    is no name: transformers makes it up for labels without one.
+    """
+    old_ids = {name: label for label, name in old.items() if name != f"LABEL_{label}"}
+    rows = [old_ids.get(new[label]) for label in range(len(new))]
+    if len(old) == len(new) and all(row in (None, label) for label, row in enumerate(rows)):
+        return list(range(len(new)))
+    return rows
+
+
+def _requested_labels(
+    trained: Any,
+    num_labels: int | None = None,
+    id2label: dict[Any, str] | None = None,
+    label2id: dict[str, Any] | None = None,
+) -> dict[int, str]:
+    """The labels asked for in one of three ways."""
+    if id2label is None and label2id is not None:
+        id2label = {label: name for name, label in label2id.items()}
+    if id2label is None:
+        if num_labels == len(trained):
+            return trained
+        return {label: f"LABEL_{label}" for label in range(num_labels or 0)}
+    if num_labels is not None and num_labels != len(id2label):
+        raise ValueError(f"`num_labels`={num_labels}, but there are names of {len(id2label)} labels: give one of them.")
+    return {int(label): name for label, name in id2label.items()}
 
 
 def _complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTrainedConfig:
@@ -151,6 +249,10 @@ def _complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTra
             )
         backbone_config = CONFIG_MAPPING[model_type](**backbone_config)
     backbone_config.num_channels = num_channels
+    # As after a round trip through JSON: ConvNeXt adds lists to the tuples of its own defaults.
+    for name, value in list(vars(backbone_config).items()):
+        if isinstance(value, tuple):
+            setattr(backbone_config, name, list(value))
     if len(backbone_config.out_indices or ()) > 1:
         return backbone_config
     if backbone_config.model_type == "timm_backbone":

@@ -1,20 +1,27 @@
 """MaskFormer assembled from its parts (https://arxiv.org/abs/2107.06278, figure 2)."""
 
+import copy
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
-from .configuration_maskformer import MaskFormerHfConfig
+from .configuration_maskformer import LABEL_FIELDS, MaskFormerHfConfig, matching_labels
 from .criterion import Criterion
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .segmentation_head import SegmentationHead
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
+
+logger = logging.getLogger(__name__)
 
 
 def _fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
@@ -58,13 +65,67 @@ class MaskFormerHfPreTrainedModel(PreTrainedModel):
     config_class = MaskFormerHfConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # pyrefly: ignore[bad-assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
     # BatchNorm's counter means nothing when its statistics are frozen.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", *IGNORED_WEIGHTS]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: Any = None,
+        key_mapping: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, from our checkpoints and from those of its own MaskFormer.
+
+        With other labels than the checkpoint's (`num_labels`, `id2label`, `label2id`, or a `config` that has them) the
+        rows of the classifier are kept where labels have the same name, no-object is kept in any case, and a warning
+        says what starts afresh.
+
+        Raises:
+            ValueError: If the checkpoint is one of another model, or a file of it is broken.
+        """
+        config_class: Any = cls.config_class
+        labels: dict[str, Any] = {}
+        wanted = None
+        if not isinstance(config, PreTrainedConfig):
+            # Loaded as it was trained, and changed afterwards: so nothing but the classifier may differ in size.
+            labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
+        else:
+            if config.model_type != config_class.model_type:
+                config = config_class.from_dict(config.to_dict())
+            trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
+            if trained is not None and trained.id2label != config.id2label:
+                wanted, config = config, copy.deepcopy(config)
+                _set_labels(config, trained)
+        try:
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                config=config,
+                key_mapping={**WEIGHT_NAMES, **(key_mapping or {})},
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(_describe_broken_files(pretrained_model_name_or_path, error)) from error
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        # It is saved under its own names, and not renamed back to those it was read from.
+        model._weight_conversions = None
+        if labels:
+            wanted = type(model.config).from_dict(model.config.to_dict(), **labels)
+        if wanted is not None:
+            model.change_labels(wanted)
+        return loaded
+
+    def change_labels(self, config: PreTrainedConfig):
+        """Take the labels of `config`."""
+        _set_labels(self.config, config)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # transformers skips modules without parameters of their own in code outside its package, which would leave out
@@ -75,7 +136,7 @@ class MaskFormerHfPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """As the original: PyTorch's defaults, unless a part says otherwise. Children come before their parents."""
         if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
-            module.init_weights()
+            module.init_weights()  # pyrefly: ignore[not-callable]
         elif isinstance(module, nn.Linear | nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -93,9 +154,10 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        self.backbone = Backbone(config.backbone_config, config.freeze_batch_norm)
-        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
-        self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
+        backbone_config: Any = config.backbone_config
+        self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
+        self.pixel_decoder: Any = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+        self.transformer_decoder: Any = TRANSFORMER_DECODERS[config.transformer_decoder](
             config, self.pixel_decoder.memory_channels
         )
         self.post_init()
@@ -158,10 +220,11 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
+        num_labels: Any = config.num_labels
         self.model = MaskFormerHfModel(config)
-        self.head = SegmentationHead(config.hidden_size, config.mask_feature_size, config.num_labels)
+        self.head = SegmentationHead(config.hidden_size, config.mask_feature_size, num_labels)
         self.criterion = Criterion(
-            config.num_labels,
+            num_labels,
             class_weight=config.class_weight,
             mask_weight=config.mask_weight,
             dice_weight=config.dice_weight,
@@ -194,6 +257,24 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         model = cls(MaskFormerHfConfig(backbone_config=backbone_config, **config_fields))
         load_pretrained_backbone(model.model.backbone, source, backbone_weights)
         return model
+
+    def change_labels(self, config: PreTrainedConfig):
+        """Take the labels of `config`: classes with a known name and no-object are kept, the rest starts afresh."""
+        old: Any = self.config.id2label
+        new: Any = config.id2label
+        rows = matching_labels(old, new)
+        if rows != list(range(len(old))):
+            self.head.change_classes(rows)
+            self.criterion.num_labels = len(new)
+            logger.warning(
+                "The checkpoint knows %d classes, now there are %d. Kept: no-object, %s. Re-initialised, hence to be "
+                "trained: %s.",
+                len(old),
+                len(new),
+                _abridge([new[label] for label, row in enumerate(rows) if row is not None]),
+                _abridge([new[label] for label, row in enumerate(rows) if row is None]),
+            )
+        super().change_labels(config)
 
     def forward(
         self,
@@ -269,6 +350,42 @@ def _check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.T
                 f"Masks of image {image} of the batch have size {tuple(masks.shape[-2:])}, `pixel_values` {size}: pad "
                 "the masks with zeros on the right and below to the size of the batch, as the image processor does."
             )
+
+
+def _saved_config(config_class: Any, source: Any, kwargs: dict[str, Any]) -> Any:
+    """The configuration a checkpoint was saved with; None where there is no such file."""
+    if source is None:
+        return None
+    names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    try:
+        return config_class.from_pretrained(source, **{name: kwargs[name] for name in names if name in kwargs})
+    except OSError:
+        return None
+
+
+def _set_labels(config: PreTrainedConfig, other: PreTrainedConfig):
+    for name in ("id2label", "label2id", "label_ids_to_fuse"):
+        setattr(config, name, copy.copy(getattr(other, name)))
+
+
+def _describe_broken_files(source: Any, error: SafetensorError) -> str:
+    broken = []
+    for path in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            broken.append(str(path))
+    return (
+        f"{' and '.join(broken) or f'A weight file of {source}'} cannot be read ({error}): the file is truncated or no "
+        "safetensors file. Download or copy it again."
+    )
+
+
+def _abridge(names: Sequence[str], length: int = 8) -> str:
+    if len(names) > length:
+        return f"{', '.join(names[:length])} and {len(names) - length} more"
+    return ", ".join(names) or "none"
 
 
 def _default(value: Any, otherwise: Any) -> Any:

@@ -1,5 +1,7 @@
 """From query embeddings to classes and masks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -21,3 +23,14 @@ class SegmentationHead(nn.Module):
         mask_embeddings_LBQC = self.mask_embedder(queries_LBQC)
         masks_LBQhw = torch.einsum("lbqc,bchw->lbqhw", mask_embeddings_LBQC, pixel_embeddings_BChw)
         return self.class_predictor(queries_LBQC), masks_LBQhw
+
+    @torch.no_grad()
+    def change_classes(self, rows: Sequence[int | None]):
+        """Replace the classifier: class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
+        old = self.class_predictor
+        new = nn.Linear(old.in_features, len(rows) + 1, device=old.weight.device, dtype=old.weight.dtype)
+        for row, former in enumerate([*rows, old.out_features - 1]):
+            if former is not None:
+                new.weight[row] = old.weight[former]
+                new.bias[row] = old.bias[former]
+        self.class_predictor = new
