@@ -70,6 +70,8 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
         Whether images are stretched to multiples of `size_divisor` instead of padded.
     label_ids_to_fuse (`list[int]`, *optional*):
         Stuff: classes of which a picture has one segment at most. Default of the post-processing functions.
+    return_void_masks (`bool`, *optional*, defaults to `False`):
+        Whether `void_masks` come with the targets: where an image belongs to nothing, for losses that leave it out.
     """
 
     ignore_index: int | None
@@ -78,6 +80,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int
     round_to_divisor: bool
     label_ids_to_fuse: list[int] | None
+    return_void_masks: bool
 
 
 class MaskFormerHfImageProcessor(TorchvisionBackend):
@@ -104,6 +107,7 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
     size_divisor = 32
     round_to_divisor = False
     label_ids_to_fuse = None
+    return_void_masks = False
 
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
         options: dict[str, Any] = dict(kwargs)
@@ -147,7 +151,8 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
         Both are resized with the image (nearest neighbour); masks of which no pixel is left are dropped.
 
         Returns pixel_values (B, C, H, W) float32, pixel_mask (B, H, W) int64 with 1 = image and 0 = padding, and with
-        targets lists mask_labels of (N, H, W) bool, zero in the padding, and class_labels of (N,) int64. Raises
+        targets lists mask_labels of (N, H, W) bool, zero in the padding, and class_labels of (N,) int64; with
+        `return_void_masks` also void_masks (B, H, W) bool, true where a map says void and false in the padding. Raises
         ValueError for images without pixels, with other channels than `image_mean` or with values that are not
         finite, and for labels that are not classes; the message names the image.
         """
@@ -180,6 +185,7 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
         ignore_index: int | None,
         do_reduce_labels: bool,
         num_labels: int | None,
+        return_void_masks: bool,
         return_tensors: Any,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -219,13 +225,15 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
             pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
             pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
 
-        features = BatchFeature(
-            data={"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors
-        )
+        data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         if targets is not None:
-            pairs = [
-                target.masks(_size_of(image), padded_size) for target, image in zip(targets, processed, strict=True)
-            ]
+            sizes = [_size_of(image) for image in processed]
+            pairs = [target.masks(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
+            if return_void_masks:
+                void = [target.void_mask(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
+                data["void_masks"] = torch.stack(void)
+        features = BatchFeature(data=data, tensor_type=return_tensors)
+        if targets is not None:
             # Lists, since images differ in the number of targets.
             as_numpy = return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) == "np"
             features["mask_labels"] = [masks.numpy(force=True) if as_numpy else masks for masks, _ in pairs]
@@ -439,6 +447,15 @@ class _Target:
         masks = torch.zeros(len(resized), *padded_size, dtype=torch.bool, device=pixels.device)
         masks[:, : size[0], : size[1]] = resized
         return masks, labels
+
+    def void_mask(self, size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+        """Where the image belongs to nothing by its map, *padded_size bool; False in the padding and for stacks."""
+        void = torch.zeros(padded_size, dtype=torch.bool, device=self.pixels.device)
+        if not isinstance(self.classes, Tensor):
+            pixels = _resize_nearest(self.pixels, size)
+            named = torch.tensor(list(self.classes), dtype=pixels.dtype, device=pixels.device)
+            void[: size[0], : size[1]] = ~torch.isin(pixels, named)
+        return void
 
 
 def resized_size(size: tuple[int, int], wanted: SizeDict, round_up_to: int = 0) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def semantic_segmentation(
             upper.scatter_(1, winner[:, None], -1.0)
             undecided = (best <= upper.amax(1) + MARGIN).nonzero()[:, 0]
             _fill(canvas, band, winner)
-            for blocks in undecided.split(_blocks_at_once(rows, columns, probabilities)):
+            for blocks in _chunks(undecided, rows, columns, max(probabilities.shape)):
                 # Of the many classes only those are compared that can win a pixel of these blocks.
                 possible = (upper[blocks] >= best[blocks, None] - MARGIN).any(0)
                 possible[winner[blocks]] = True
@@ -228,7 +228,7 @@ def panoptic_segmentation(
             mask_areas += (covered * pixels[band.start * columns.blocks : band.stop * columns.blocks, None]).sum(0)
             own = covered.gather(1, winner[:, None])[:, 0]
             _fill(canvas, band, torch.where(own, winner, winner + len(kept)))
-            for blocks in needs_pixels.nonzero()[:, 0].split(_blocks_at_once(rows, columns, scores)):
+            for blocks in _chunks(needs_pixels.nonzero()[:, 0], rows, columns, len(scores)):
                 logits = _logits_in_blocks(band, rows, columns, blocks)
                 covers = logits >= limit
                 winner = (logits.sigmoid_().mul_(scores)).argmax(-1)
@@ -455,8 +455,10 @@ def _pool(cells: Tensor, row_cells: Tensor, column_cells: Tensor, operation: Any
     return cells.flatten(0, 1)
 
 
-def _blocks_at_once(rows: _Axis, columns: _Axis, per_query: Tensor) -> int:
-    return max(1, 2 * _budget(per_query.device) // (rows.block * columns.block * len(per_query)))
+def _chunks(blocks: Tensor, rows: _Axis, columns: _Axis, values_per_pixel: int) -> Sequence[Tensor]:
+    """Cuts a list of blocks so that the values of all their pixels fit the budget; an empty list has no parts."""
+    at_once = max(1, _budget(blocks.device) // (rows.block * columns.block * values_per_pixel))
+    return blocks.split(at_once) if len(blocks) else ()
 
 
 def _block_position(band: _Band, columns: _Axis, blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -532,11 +534,10 @@ def _masks_in_blocks(mask_logits: Tensor, geometry: ImageGeometry, limit: float)
     queries = len(mask_logits)
     found: list[tuple[Tensor, ...]] = []
     probability_sum = torch.zeros(queries, device=device)
-    pairs_at_once = max(1, _budget(device) // (rows.block * columns.block))
     with _full_precision(mask_logits):
         for band in _bands(mask_logits, rows, columns):
             reached = (band.high > limit).nonzero()
-            for block, query in (pairs.unbind(1) for pairs in reached.split(pairs_at_once)):
+            for block, query in (pairs.unbind(1) for pairs in _chunks(reached, rows, columns, 1)):
                 row, column = _block_position(band, columns, block)
                 cells = band.cells[
                     (rows.cells[row] - band.first_row)[:, :, None],
