@@ -1,1 +1,133 @@
-"""The MaskFormer family for Hugging Face."""
+"""The MaskFormer family for Hugging Face.
+
+Importing this package registers its models with transformers' Auto classes and with `transformers.pipeline`.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .inference import Prediction, bundled_checkpoints, load, predict
+    from .models.configuration_maskformer import MaskFormerHfConfig
+    from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
+    from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+    from .models.image_processing_maskformer import MaskFormerHfImageProcessor as MaskFormerImageProcessor
+    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
+    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForInstanceSegmentation
+    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForUniversalSegmentation
+    from .models.modeling_maskformer import MaskFormerHfModel as MaskFormerModel
+    from .pipeline import MaskFormerImageSegmentationPipeline
+    from .visualize import draw_segmentation
+
+__version__: str
+
+# Public name -> module and name in it; imported when first asked for. The aliases are transformers' names, so that code
+# written for its MaskFormer moves over; what is saved carries the names on the right, which transformers has not.
+_PUBLIC = {
+    "MaskFormerConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
+    "MaskFormerForInstanceSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
+    "MaskFormerForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
+    "MaskFormerHfConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
+    "MaskFormerHfForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
+    "MaskFormerHfImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
+    "MaskFormerHfModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
+    "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
+    "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
+    "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
+    "Prediction": ("inference", "Prediction"),
+    "bundled_checkpoints": ("inference", "bundled_checkpoints"),
+    "draw_segmentation": ("visualize", "draw_segmentation"),
+    "load": ("inference", "load"),
+    "predict": ("inference", "predict"),
+}
+
+__all__ = [
+    "MaskFormerConfig",
+    "MaskFormerForInstanceSegmentation",
+    "MaskFormerForUniversalSegmentation",
+    "MaskFormerHfConfig",
+    "MaskFormerHfForUniversalSegmentation",
+    "MaskFormerHfImageProcessor",
+    "MaskFormerHfModel",
+    "MaskFormerImageProcessor",
+    "MaskFormerImageSegmentationPipeline",
+    "MaskFormerModel",
+    "Prediction",
+    "__version__",
+    "bundled_checkpoints",
+    "draw_segmentation",
+    "load",
+    "predict",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("maskformer-hf")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = getattr(import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register() -> None:
+    """Make transformers' Auto classes and `pipeline` find our models. The import does it; twice changes nothing."""
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageSegmentation,
+        AutoModelForInstanceSegmentation,
+        AutoModelForSemanticSegmentation,
+        AutoModelForUniversalSegmentation,
+    )
+
+    from .models.configuration_maskformer import MaskFormerHfConfig
+    from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
+    from .pipeline import register_pipeline
+
+    AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
+    AutoModel.register(MaskFormerHfConfig, MaskFormerHfModel, exist_ok=True)
+    for auto_class in (
+        AutoModelForUniversalSegmentation,
+        AutoModelForInstanceSegmentation,
+        # `pipeline` asks these two and no other; the first of them is to be deprecated.
+        AutoModelForImageSegmentation,
+        AutoModelForSemanticSegmentation,
+    ):
+        auto_class.register(MaskFormerHfConfig, MaskFormerHfForUniversalSegmentation, exist_ok=True)
+    # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
+    AutoImageProcessor.register(
+        MaskFormerHfConfig,
+        image_processor_classes={"pil": MaskFormerHfImageProcessor, "torchvision": MaskFormerHfImageProcessor},
+        exist_ok=True,
+    )
+    register_pipeline()
+
+
+def _starts_command_line() -> bool:
+    """Whether this process is our own command, which imports torch only once it knows that it needs it."""
+    arguments = sys.orig_argv[1:3]
+    if arguments == ["-m", "maskformer_hf"]:
+        return True
+    if not arguments or not arguments[0].endswith("maskformer"):
+        return False
+    import sysconfig
+    from pathlib import Path
+
+    return Path(arguments[0]).resolve() == Path(sysconfig.get_path("scripts"), "maskformer").resolve()
+
+
+if not _starts_command_line():
+    register()

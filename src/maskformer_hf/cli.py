@@ -1,0 +1,350 @@
+"""The `maskformer` command. Nothing heavy is imported before a command knows its arguments are good."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .inference import Prediction
+
+# What a folder is searched for; a file that is named is opened whatever it is called.
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+DEFAULT_PICTURE = Path("result.png")
+DEFAULT_FOLDER = Path("predictions")
+
+SEGMENT_EPILOG = """Examples:
+
+  maskformer segment photo.jpg --output result.png
+
+  maskformer segment photos/ more.jpg --output overlays --task panoptic
+
+  maskformer segment photo.jpg --json > segments.json
+
+  maskformer segment photo.jpg --checkpoint runs/mine/model --device cuda --dtype bfloat16"""
+
+TRAIN_EPILOG = """Examples:
+
+  maskformer train recipes/camvid/street.yaml --output runs/street
+
+  maskformer train recipes/camvid/street.yaml --output runs/street --resume
+
+  maskformer train recipe.yaml --set data.root=photos --set optimization.learning_rate=2e-4
+
+  accelerate launch --num_processes 2 -m maskformer_hf train recipe.yaml"""
+
+EVALUATE_EPILOG = """Examples:
+
+  maskformer evaluate street camvid/val
+
+  maskformer evaluate runs/mine/model camvid/val --json --output scores.json"""
+
+
+class TaskChoice(StrEnum):
+    semantic = "semantic"
+    instance = "instance"
+    panoptic = "panoptic"
+
+
+app = typer.Typer(
+    name="maskformer",
+    help="Semantic, instance and panoptic segmentation with the MaskFormer family.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU where there is one).")
+]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (if not given), bfloat16 or float16.")]
+
+
+def main() -> None:
+    """The entry point of the `maskformer` script and of `python -m maskformer_hf`."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"maskformer-hf {version('maskformer-hf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=SEGMENT_EPILOG)
+def segment(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Photos, or folders of photos.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The picture to write, or for several photos the folder (result.png, or predictions/, if not given).",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON in place of the table: label, score, area and mask (COCO RLE) of each segment. "
+            "Pictures are then written only where --output says so, in a folder with a .json beside each.",
+        ),
+    ] = False,
+    task: Annotated[
+        TaskChoice | None, typer.Option("--task", help="What the checkpoint was trained for if not given.")
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", "-c", help="A bundled name, a folder, or a name on the Hugging Face Hub.")
+    ] = "street",
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Segment photos: write a coloured picture of each and print what was found."""
+    with _one_line_errors():
+        photos, several = _find_photos(paths, output)
+        pictures = _picture_paths(photos, output, several, write=not as_json or output is not None)
+
+    with _one_line_errors():
+        _quiet_transformers()
+        from tqdm import tqdm
+
+        from .inference import load, predict, read_image
+        from .visualize import draw_segmentation
+
+        model, processor = load(checkpoint, device, dtype)
+        records, num_failed = [], 0
+        for photo, picture in tqdm(
+            zip(photos, pictures, strict=True), total=len(photos), unit="image", desc="Segmenting", disable=not several
+        ):
+            try:
+                image = read_image(photo)
+                [prediction] = predict(model, processor, image, task=task.value if task else None)
+                record = _record(photo, picture, prediction)
+                if picture is not None:
+                    drawing = draw_segmentation(image, prediction)
+                    picture.parent.mkdir(parents=True, exist_ok=True)
+                    drawing.save(picture)
+                    if as_json and several:
+                        picture.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            except (ValueError, OSError) as error:
+                num_failed += 1
+                tqdm.write(_error_line(error, photo), file=sys.stderr)
+                continue
+            records.append(record)
+            if not as_json:
+                tqdm.write(_table(record), file=sys.stdout)
+        if as_json:
+            typer.echo(json.dumps(records, indent=2))
+    if num_failed:
+        typer.echo(f"maskformer: {num_failed} of {len(photos)} images could not be segmented", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(epilog=TRAIN_EPILOG)
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be given several times."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run, in place of the recipe's output_dir.")
+    ] = None,
+) -> None:
+    """Train a model by a recipe; the result is a folder that `--checkpoint` and `from_pretrained` take."""
+    with _one_line_errors():
+        if not recipe.is_file():
+            raise ValueError(f"there is no recipe {str(recipe)!r}: give the path of a YAML file")
+        _quiet_transformers()
+        from .training import train as run_training
+
+        folder = run_training(recipe, overrides, resume, output)
+        # With several processes each of them comes here.
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"Saved {folder}")
+
+
+@app.command(epilog=EVALUATE_EPILOG)
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A bundled name, a folder, or a name on the Hugging Face Hub.")],
+    data: Annotated[Path, typer.Argument(help="A folder with images/, labels/ (class ids as PNG) and classes.txt.")],
+    task: Annotated[TaskChoice | None, typer.Option("--task", help="What to measure (semantic if not given).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that run together.")] = 1,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Measure a checkpoint on labelled images: mean IoU and the figures of each class."""
+    with _one_line_errors():
+        if not data.is_dir():
+            raise ValueError(f"there is no folder {str(data)!r}")
+        _quiet_transformers()
+        from .inference import checkpoint_path
+        from .training import evaluate_checkpoint
+        from .training.evaluation import format_table
+
+        result = evaluate_checkpoint(
+            checkpoint_path(checkpoint),
+            data,
+            task=task.value if task else None,
+            device=device,
+            dtype=dtype,
+            json_path=output,
+            batch_size=batch_size,
+        )
+        typer.echo(_to_json(result) if as_json else format_table(result))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """End with one line and status 1 where the user can mend what is wrong; other errors keep their traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of our output, `head` for instance, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (ValueError, OSError) as error:
+        typer.echo(_error_line(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def _error_line(error: Exception, photo: Path | None = None) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = lines[0]
+    if photo is not None and str(photo) not in text:
+        text = f"{photo}: {text}"
+    return f"maskformer: {text}"
+
+
+def _quiet_transformers() -> None:
+    """Leave the terminal to what was asked for: no bar while weights load, no advice to programmers."""
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _find_photos(paths: Sequence[Path], output: Path | None) -> tuple[list[Path], bool]:
+    """All photos that were named or lie in (or below) a named folder, and whether that means several.
+
+    What lies in the output folder is a result of ours, not a photo.
+    """
+    photos, has_folder = [], False
+    written = (output or DEFAULT_FOLDER).resolve()
+    for path in paths:
+        if not path.is_dir():
+            photos.append(path)
+            continue
+        has_folder = True
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and written not in file.resolve().parents
+        )
+        if not found:
+            raise ValueError(f"the folder {str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        photos += found
+    photos = list(dict.fromkeys(photos))
+    if len(photos) == 1 and not photos[0].is_file():
+        raise ValueError(f"there is no file {str(photos[0])!r}")
+    return photos, has_folder or len(photos) > 1
+
+
+def _picture_paths(photos: list[Path], output: Path | None, several: bool, write: bool) -> list[Path | None]:
+    """Where the picture of each photo goes; no two to the same place, and none onto a photo."""
+    if not write:
+        return [None] * len(photos)
+    target = output or (DEFAULT_FOLDER if several else DEFAULT_PICTURE)
+    if several or target.is_dir() or not target.suffix:
+        if target.is_file() or target.suffix.lower() in IMAGE_SUFFIXES:
+            raise ValueError(f"--output {str(target)!r} is a file, but {len(photos)} photos need a folder")
+        pictures: list[Path] = []
+        taken: set[str] = set()
+        for photo in photos:
+            stem, number = photo.stem, 2
+            while stem in taken:
+                stem, number = f"{photo.stem}_{number}", number + 1
+            taken.add(stem)
+            pictures.append(target / f"{stem}.png")
+    else:
+        from PIL import Image
+
+        Image.init()
+        if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+            raise ValueError(f"--output {str(target)!r}: {target.suffix} is no image format; use .png or .jpg")
+        pictures = [target]
+    originals = {photo.resolve() for photo in photos}
+    for picture in pictures:
+        if picture.resolve() in originals:
+            raise ValueError(f"{str(picture)!r} is one of the photos and would be overwritten: choose another --output")
+    return list(pictures)
+
+
+def _record(photo: Path, picture: Path | None, prediction: "Prediction") -> dict[str, Any]:
+    """What `--json` says of one photo."""
+    from .models.post_processing import encode_coco_rle
+
+    segments = [
+        {**segment, "mask": encode_coco_rle(prediction.mask(segment)[None])[0]} for segment in prediction.segments
+    ]
+    height, width = prediction.size
+    return {
+        "image": str(photo),
+        "picture": None if picture is None else str(picture),
+        "task": prediction.task,
+        "height": height,
+        "width": width,
+        "segments": segments,
+    }
+
+
+def _table(record: dict[str, Any]) -> str:
+    """Label, score and area of each segment of a photo, as aligned text."""
+    num_pixels = record["height"] * record["width"]
+    written = f" -> {record['picture']}" if record["picture"] else ""
+    lines = [f"{record['image']} ({record['height']} x {record['width']}, {record['task']}){written}"]
+    if not record["segments"]:
+        return "\n".join([*lines, "  nothing found"])
+    width = max(5, *(len(segment["label"]) for segment in record["segments"]))
+    lines.append(f"  {'label':{width}}  score  {'area':>11}   share")
+    for segment in record["segments"]:
+        area, share = segment["area"], segment["area"] / num_pixels
+        lines.append(f"  {segment['label']:{width}}  {segment['score']:5.2f}  {area:>8,} px  {share:6.1%}")
+    return "\n".join(lines)
+
+
+def _to_json(result: dict[str, Any]) -> str:
+    """JSON has no NaN: a figure that does not exist is null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and value != value else value
+
+    return json.dumps(clean(result), indent=2)

@@ -1,0 +1,459 @@
+"""From photos to segments: `load` a checkpoint, `predict` with it.
+
+Shapes: B images, Q queries, K classes, N instances, H W pixels of the photo.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+from .models.modeling_outputs import MaskFormerHfForUniversalSegmentationOutput
+from .models.post_processing import (
+    ImageGeometry,
+    image_geometries,
+    instance_segmentation,
+    panoptic_segmentation,
+    semantic_segmentation,
+)
+
+Task = Literal["semantic", "instance", "panoptic"]
+TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
+ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = "street"
+# Ours, and transformers' layout, which `from_pretrained` translates.
+MODEL_TYPES = ("maskformer_hf", "maskformer")
+SCORED_PIXELS = 256
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass
+class Prediction:
+    """What was found in one photo of H x W pixels. Tensors are on the CPU.
+
+    Attributes:
+        task: "semantic", "instance" or "panoptic".
+        size: (H, W).
+        segments: One dictionary a segment: `id`, `label_id`, `label`, `score` (0 to 1), `area` (pixels). The largest
+            comes first; for instances the best score, and they have a `box` (left, top, right, bottom in pixels).
+        segmentation: (H, W) int. Semantic: class ids, which are the segments' ids too. Panoptic: segment ids from 1,
+            0 is void. None for instances.
+        masks: (N, H, W) bool for instances, which may overlap: `masks[i]` is `segments[i]`. None otherwise.
+    """
+
+    task: Task
+    size: tuple[int, int]
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    segmentation: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+
+    def mask(self, segment: dict[str, Any]) -> torch.Tensor:
+        """The pixels of one of `segments`: (H, W) bool."""
+        if self.masks is not None:
+            return self.masks[segment["id"] - 1]
+        assert self.segmentation is not None
+        return self.segmentation == segment["id"]
+
+
+def bundled_checkpoints() -> dict[str, Path]:
+    """Names of the checkpoints that come with the package, and their folders."""
+    return {path.parent.name: path.parent for path in sorted(CHECKPOINTS.glob("*/config.json"))}
+
+
+def checkpoint_path(name_or_path: str | Path) -> str:
+    """Where `from_pretrained` finds a checkpoint: the folder of a bundled one, a local folder, or a Hub name as it is.
+
+    Raises:
+        ValueError: There is no such folder, and the name is neither bundled nor the shape of a Hub name.
+    """
+    name = str(name_or_path)
+    bundled = bundled_checkpoints()
+    if name in bundled:
+        return str(bundled[name])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"The folder {name!r} holds no config.json, so it is no checkpoint.")
+        return str(path)
+    is_local = path.exists() or path.is_absolute() or name.startswith((".", "~"))
+    if is_local or name.count("/") != 1 or name.endswith("/"):
+        raise ValueError(
+            f"There is no checkpoint {name!r}: give the name of a bundled one "
+            f"({', '.join(bundled) or 'this installation has none'}), a folder, or a Hub name such as "
+            "'facebook/maskformer-swin-base-ade'."
+        )
+    return name
+
+
+def load(
+    name_or_path: str | Path = DEFAULT_CHECKPOINT,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[MaskFormerHfForUniversalSegmentation, MaskFormerHfImageProcessor]:
+    """A model ready for `predict`, and its image processor.
+
+    Args:
+        name_or_path: A bundled checkpoint (see `bundled_checkpoints`), a folder, or a Hub name; checkpoints of
+            transformers' MaskFormer are read too.
+        device: CUDA where there is one, else the CPU, if None.
+        dtype: float32 if None, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
+
+    Raises:
+        ValueError: No such checkpoint or device; a file that is damaged or not what it should be; a weight that is
+            missing (it would be random) or not finite.
+    """
+    path = checkpoint_path(name_or_path)
+    device = _resolve_device(device)
+    dtype = _resolve_dtype(dtype)
+    if Path(path).is_dir():
+        _check_json(Path(path) / "config.json")
+    try:
+        model, loading = MaskFormerHfForUniversalSegmentation.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+        processor = MaskFormerHfImageProcessor.from_pretrained(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of checkpoint {str(name_or_path)!r} are truncated or no safetensors file ({error}): copy or "
+            "download them again."
+        ) from error
+    except StrictDataclassError as error:
+        # The first line says which check failed; what it said is the cause.
+        raise ValueError(
+            f"Checkpoint {str(name_or_path)!r} has an impossible configuration: {_first_line(error.__cause__ or error)}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"Checkpoint {str(name_or_path)!r} cannot be loaded: {_first_line(error)}") from error
+    absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if absent:
+        raise ValueError(
+            f"Checkpoint {str(name_or_path)!r} lacks {len(absent)} weights of its model, which would stay random "
+            f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''})."
+        )
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"Checkpoint {str(name_or_path)!r}: the weight {name} is not finite (NaN or infinity).")
+    # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
+    return model.eval().to(device=device, memory_format=torch.channels_last), processor
+
+
+@torch.inference_mode()
+def predict(
+    model: MaskFormerHfForUniversalSegmentation,
+    processor: MaskFormerHfImageProcessor,
+    images: ImageInput | Iterable[ImageInput],
+    *,
+    task: Task | None = None,
+    batch_size: int = 1,
+    target_sizes: Literal["original"] | Sequence[tuple[int, int]] = "original",
+    threshold: float | None = None,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float | None = None,
+    label_ids_to_fuse: Collection[int] | None = None,
+    progress: bool = False,
+) -> list[Prediction]:
+    """Segment photos of any sizes, in the given order. An image gives the same answer alone or in company.
+
+    Only images which the processor pads to the same size share a batch, because more padding would change an answer.
+    Images are read as they are needed; at most `batch_size` of each padded size are in memory.
+
+    Args:
+        images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
+        task: What the checkpoint was trained for (`config.task`) if None.
+        target_sizes: The size of the photo, or a (height, width) for each image.
+        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or 0.5 (instance) if None.
+        mask_threshold: Probability from which on a pixel belongs to a mask.
+        overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones;
+            `config.overlap_mask_area_threshold` if None.
+        label_ids_to_fuse: Stuff classes, one panoptic segment each; `config.label_ids_to_fuse` if None.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: An image that cannot be read, an unknown task, as many `target_sizes` as there are images not given.
+    """
+    if isinstance(images, str | Path | Image.Image | np.ndarray | torch.Tensor):
+        images = [images]
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    options = {
+        "task": check_task(task, model),
+        "threshold": threshold,
+        "mask_threshold": mask_threshold,
+        "overlap_mask_area_threshold": overlap_mask_area_threshold,
+        "label_ids_to_fuse": label_ids_to_fuse,
+    }
+    results: dict[int, Prediction] = {}
+    waiting: dict[torch.Size, list[tuple[int, dict[str, torch.Tensor], tuple[int, int]]]] = {}
+
+    def run(batch: list[tuple[int, dict[str, torch.Tensor], tuple[int, int]]]):
+        outputs = forward_batch(model, [inputs for _, inputs, _ in batch])
+        sizes = [size for _, _, size in batch]
+        for (index, _, _), prediction in zip(
+            batch, outputs_to_predictions(model, outputs, sizes, **options), strict=True
+        ):
+            results[index] = prediction
+
+    was_training = model.training
+    model.eval()
+    try:
+        for index, source in enumerate(tqdm(images, desc="Segmenting", unit="image", disable=not progress)):
+            image = read_image(source, model.config.num_channels)
+            size = image_size(image, model.config.num_channels)
+            if target_sizes != "original":
+                if index >= len(target_sizes):
+                    raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")
+                height, width = target_sizes[index]
+                size = (int(height), int(width))
+            inputs = processor.preprocess([image], return_tensors="pt")
+            batch = waiting.setdefault(inputs["pixel_values"].shape, [])
+            batch.append((index, dict(inputs), size))
+            if len(batch) == batch_size:
+                run(waiting.pop(inputs["pixel_values"].shape))
+        for batch in waiting.values():
+            run(batch)
+    finally:
+        model.train(was_training)
+    return [results[index] for index in range(len(results))]
+
+
+def check_task(task: str | None, model: MaskFormerHfForUniversalSegmentation) -> Task:
+    """The task, or the one the model was trained for if None; a ValueError if there is no such task."""
+    task = model.config.task if task is None else task
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {list(TASKS)}, got {task!r}.")
+    return task
+
+
+def read_image(source: ImageInput, num_channels: int = 3) -> Image.Image | np.ndarray | torch.Tensor:
+    """The image as the processor takes it: files and PIL images upright (EXIF) and in RGB, arrays as they are.
+
+    Raises:
+        ValueError: No such file, no image, a truncated one, or one with more than 8 bits a channel.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return source
+    name = "The image" if isinstance(source, Image.Image) else repr(str(source))
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = ImageOps.exif_transpose(image)
+        # Opening reads the header only.
+        image.load()
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {name}.") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no image, or none that Pillow reads.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports a broken PNG as a SyntaxError.
+        raise ValueError(f"{name} cannot be read as an image: {_first_line(error)}") from error
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{name} has more than 8 bits a channel (mode {image.mode}): convert it to 0..255 first.")
+    return image.convert("RGB") if num_channels == 3 else image
+
+
+def image_size(image: Image.Image | np.ndarray | torch.Tensor, num_channels: int = 3) -> tuple[int, int]:
+    """Height and width of what `read_image` gives."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    shape = tuple(image.shape)
+    if len(shape) == 2:
+        return shape
+    if len(shape) == 3 and shape[0] == num_channels and shape[2] != num_channels:
+        return shape[1], shape[2]
+    if len(shape) == 3 and shape[2] == num_channels:
+        return shape[0], shape[1]
+    raise ValueError(
+        f"An image of shape {shape} is none of the model's {num_channels} channels: give (height, width, "
+        f"{num_channels}) or ({num_channels}, height, width)."
+    )
+
+
+def forward_batch(
+    model: MaskFormerHfForUniversalSegmentation, inputs: Sequence[dict[str, torch.Tensor]]
+) -> MaskFormerHfForUniversalSegmentationOutput:
+    """Run images of one padded size: `pixel_values` (1, C, H, W) and `pixel_mask` (1, H, W) each."""
+    pixel_values = torch.cat([item["pixel_values"] for item in inputs])
+    return model(
+        pixel_values=pixel_values.to(model.device, model.dtype, memory_format=torch.channels_last),
+        pixel_mask=torch.cat([item["pixel_mask"] for item in inputs]).to(model.device),
+    )
+
+
+def slice_outputs(outputs: Any, index: int) -> MaskFormerHfForUniversalSegmentationOutput:
+    """One image's part of the outputs of a batch, still with a batch dimension."""
+    one = slice(index, index + 1)
+    return MaskFormerHfForUniversalSegmentationOutput(
+        class_queries_logits=outputs.class_queries_logits[one],
+        masks_queries_logits=outputs.masks_queries_logits[one],
+        image_sizes=outputs.image_sizes[one],
+        padded_sizes=outputs.padded_sizes[one],
+    )
+
+
+def outputs_to_predictions(
+    model: MaskFormerHfForUniversalSegmentation,
+    outputs: Any,
+    target_sizes: Sequence[tuple[int, int]],
+    *,
+    task: Task,
+    threshold: float | None = None,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float | None = None,
+    label_ids_to_fuse: Collection[int] | None = None,
+) -> list[Prediction]:
+    """What `predict` makes of model outputs; the options are its."""
+    config = model.config
+    id2label = {int(label_id): label for label_id, label in (config.id2label or {}).items()}
+    if label_ids_to_fuse is None:
+        label_ids_to_fuse = config.label_ids_to_fuse or ()
+    predictions = []
+    for class_logits, mask_logits, geometry in zip(
+        outputs.class_queries_logits,
+        outputs.masks_queries_logits,
+        image_geometries(outputs, target_sizes),
+        strict=True,
+    ):
+        prediction = Prediction(task, geometry.target_size)
+        if task == "semantic":
+            segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
+            records = _semantic_segments(class_logits, mask_logits, geometry, segmentation)
+            prediction.segmentation = segmentation.cpu()
+        elif task == "panoptic":
+            segmentation, records = panoptic_segmentation(
+                class_logits,
+                mask_logits,
+                geometry,
+                threshold=config.object_mask_threshold if threshold is None else threshold,
+                mask_threshold=mask_threshold,
+                overlap_mask_area_threshold=config.overlap_mask_area_threshold
+                if overlap_mask_area_threshold is None
+                else overlap_mask_area_threshold,
+                label_ids_to_fuse=label_ids_to_fuse,
+            )
+            records.sort(key=lambda record: -record["area"])
+            prediction.segmentation = segmentation.cpu()
+        else:
+            instances = instance_segmentation(
+                class_logits,
+                mask_logits,
+                geometry,
+                threshold=0.5 if threshold is None else threshold,
+                mask_threshold=mask_threshold,
+                excluded_label_ids=label_ids_to_fuse,
+            )
+            prediction.masks = instances.masks.cpu()
+            records = [
+                {"id": index, "label_id": label_id, "score": score, "area": area, "box": box}
+                for index, (label_id, score, area, box) in enumerate(
+                    zip(
+                        instances.labels.tolist(),
+                        instances.scores.tolist(),
+                        instances.masks.sum((1, 2)).tolist(),
+                        instances.boxes.tolist(),
+                        strict=True,
+                    ),
+                    start=1,
+                )
+            ]
+        prediction.segments = [
+            {
+                "id": record["id"],
+                "label_id": record["label_id"],
+                "label": id2label[record["label_id"]],
+                "score": record["score"],
+                "area": record["area"],
+                **({"box": record["box"]} if "box" in record else {}),
+            }
+            for record in records
+        ]
+        predictions.append(prediction)
+    return predictions
+
+
+def _semantic_segments(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: ImageGeometry, segmentation: torch.Tensor
+) -> list[dict[str, Any]]:
+    """One record a class that is seen, the largest first.
+
+    The score of a class is its share of all class scores, on average over its pixels: 1 where no other class was
+    thought of. Up to `SCORED_PIXELS` of them, evenly spaced, stand for all; the scores of every pixel would take longer
+    than the segmentation.
+    """
+    areas = torch.bincount(segmentation.flatten(), minlength=class_logits.shape[-1] - 1)
+    order = areas.argsort(descending=True, stable=True)
+    label_ids = order[areas[order] > 0]
+    # Pixels sorted by class: those of one class are neighbours.
+    by_class = segmentation.flatten().argsort(stable=True)
+    first = areas.cumsum(0) - areas
+    steps = (torch.arange(SCORED_PIXELS, device=areas.device) + 0.5) / SCORED_PIXELS
+    positions = first[label_ids, None] + (steps * areas[label_ids, None]).long()
+    pixels = by_class[positions]  # (classes seen, SCORED_PIXELS)
+    # From pixels of the target to those of the padded input, to -1..1 as `grid_sample` wants it.
+    height, width = geometry.target_size
+    y = (pixels // width + 0.5) * (geometry.image_size[0] / height) * (2 / geometry.padded_size[0]) - 1
+    x = (pixels % width + 0.5) * (geometry.image_size[1] / width) * (2 / geometry.padded_size[1]) - 1
+    grid = torch.stack((x, y), dim=-1).to(torch.float32)
+    logits_QCP = F.grid_sample(mask_logits[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
+    probabilities = class_logits.float().softmax(-1)[:, :-1]
+    scores = torch.einsum("qk,qcp->cpk", probabilities, logits_QCP.sigmoid())
+    share = scores.gather(2, label_ids[:, None, None].expand(-1, SCORED_PIXELS, 1))[..., 0] / scores.sum(2)
+    return [
+        {"id": label_id, "label_id": label_id, "score": score, "area": area}
+        for label_id, score, area in zip(
+            label_ids.tolist(), share.mean(1).tolist(), areas[label_ids].tolist(), strict=True
+        )
+    ]
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # What cannot hold a tensor cannot hold a model.
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+
+
+def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    resolved = torch.float32 if dtype is None else DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if resolved is None or resolved not in DTYPES.values():
+        raise ValueError(f"`dtype` must be one of {list(DTYPES)}, got {str(dtype)!r}.")
+    return resolved
+
+
+def _check_json(path: Path) -> None:
+    """Refuse a configuration that says nothing of a model, before transformers explains it at length."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("model_type") not in MODEL_TYPES:
+        found = content.get("model_type") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{str(path)!r} is no configuration of a model of ours: its `model_type` must be one of "
+            f"{list(MODEL_TYPES)}, found {found!r}."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

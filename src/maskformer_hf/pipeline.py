@@ -1,0 +1,166 @@
+"""`transformers.pipeline("image-segmentation")` for our models; every other model gets the pipeline it always got.
+
+The stock pipeline cannot batch photos of different shapes, starts with the panoptic task whatever the checkpoint was
+trained for, has no score for semantic segments and no way to `label_ids_to_fuse`. Where this module is not imported,
+or `transformers.ImageSegmentationPipeline` is called by its name, those limits hold for our models too.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .inference import check_task, forward_batch, outputs_to_predictions, slice_outputs
+
+TASK_NAME = "image-segmentation"
+MODEL_TYPE = "maskformer_hf"
+
+
+class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
+    """Photos to `[{"score", "label", "mask"}, ...]`, where `mask` is a PIL image of 0 and 255 in the photo's size.
+
+    Takes what the stock pipeline takes, at construction or at a call, and `label_ids_to_fuse`. What is not given comes
+    from the model's configuration: `subtask` is its `task`. With `batch_size`, photos that are padded to the same size
+    run together, and the answers are those of one photo at a time.
+    """
+
+    # The pipeline that was registered before ours: a class, or its dotted name.
+    _stock: Any = ImageSegmentationPipeline
+    model: Any
+
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any):
+        if getattr(getattr(model, "config", None), "model_type", None) == MODEL_TYPE:
+            return super().__new__(cls)
+        # Not an instance of this class, so Python leaves it as it is and calls no further `__init__`.
+        return _resolve(cls._stock)(model, *args, **kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Our models are supported, though transformers' own table does not name them."""
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if "subtask" in postprocess:
+            check_task(postprocess["subtask"], self.model)
+        if "label_ids_to_fuse" in kwargs:
+            postprocess["label_ids_to_fuse"] = kwargs["label_ids_to_fuse"]
+        return preprocess, forward, postprocess
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Any:
+        make_dataset = PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator
+        dataset = make_dataset(inputs, self.preprocess, preprocess_params)
+        if hasattr(inputs, "__len__"):
+            length = len(inputs)
+        else:
+            # Every worker would run through the whole stream.
+            length, num_workers = None, min(num_workers, 1)
+        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=list)
+        return _Results(self, loader, length, forward_params, postprocess_params)
+
+    def _forward(self, model_inputs: Any) -> Any:
+        """One photo's inputs to its outputs, or a list to a list."""
+        if not isinstance(model_inputs, list):
+            return self._forward([model_inputs])[0]
+        same_size: dict[torch.Size, list[int]] = {}
+        for index, item in enumerate(model_inputs):
+            same_size.setdefault(item["pixel_values"].shape, []).append(index)
+        outputs: list[Any] = [None] * len(model_inputs)
+        for indices in same_size.values():
+            batch = forward_batch(self.model, [model_inputs[index] for index in indices])
+            for position, index in enumerate(indices):
+                outputs[index] = slice_outputs(batch, position)
+                outputs[index]["target_size"] = model_inputs[index]["target_size"]
+        return outputs
+
+    def postprocess(
+        self,
+        model_outputs: Any,
+        subtask: str | None = None,
+        threshold: float | None = None,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float | None = None,
+        label_ids_to_fuse: Collection[int] | None = None,
+    ) -> list[dict[str, Any]]:
+        [prediction] = outputs_to_predictions(
+            self.model,
+            model_outputs,
+            model_outputs["target_size"],
+            task=check_task(subtask, self.model),
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            label_ids_to_fuse=label_ids_to_fuse,
+        )
+        return [
+            {
+                "score": segment["score"],
+                "label": segment["label"],
+                "mask": Image.fromarray(prediction.mask(segment).numpy().astype(np.uint8) * 255),
+            }
+            for segment in prediction.segments
+        ]
+
+
+class _Results:
+    """Answers in the order of the photos, made as they are asked for; as long as its input where that has a length."""
+
+    def __init__(
+        self,
+        pipeline: MaskFormerImageSegmentationPipeline,
+        batches: Iterable[list],
+        length: int | None,
+        forward_params: dict,
+        postprocess_params: dict,
+    ):
+        self.pipeline = pipeline
+        self.batches = batches
+        self.length = length
+        self.forward_params = forward_params
+        self.postprocess_params = postprocess_params
+        self._iterator: Iterator[list[dict[str, Any]]] | None = None
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("A stream of images has no length.")
+        return self.length
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self.batches:
+            for outputs in self.pipeline.forward(batch, **self.forward_params):
+                yield self.pipeline.postprocess(outputs, **self.postprocess_params)
+
+    def __next__(self) -> list[dict[str, Any]]:
+        # Some callers take the first answer of a dataset by `next(pipe(dataset))`.
+        if self._iterator is None:
+            self._iterator = iter(self)
+        return next(self._iterator)
+
+
+def register_pipeline() -> None:
+    """Let `transformers.pipeline("image-segmentation")` find this module. Doing it twice changes nothing."""
+    entry = PIPELINE_REGISTRY.supported_tasks[TASK_NAME]
+    if entry["impl"] is not MaskFormerImageSegmentationPipeline:
+        MaskFormerImageSegmentationPipeline._stock = entry["impl"]
+        entry["impl"] = MaskFormerImageSegmentationPipeline
+
+
+def _resolve(implementation: Any) -> Any:
+    """A pipeline class from what the registry holds, which is the class or its dotted name."""
+    if isinstance(implementation, str):
+        from importlib import import_module
+
+        module, _, name = implementation.rpartition(".")
+        return getattr(import_module(module), name)
+    return implementation

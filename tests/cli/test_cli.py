@@ -1,0 +1,263 @@
+"""The `maskformer` command: what it prints, writes and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
+
+import maskformer_hf
+from maskformer_hf.cli import app
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in an empty folder; gives the result with stdout and stderr apart."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def segment(run, tiny_checkpoint):
+    return lambda *arguments: run("segment", *arguments, "--checkpoint", tiny_checkpoint, "--device", "cpu")
+
+
+def one_line_error(result) -> str:
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("maskformer: ")
+    return lines[0]
+
+
+def test_a_photo_gives_a_picture_and_a_table(segment, photo_paths, tmp_path):
+    result = segment(photo_paths[0], "--output", "out.png", "--task", "semantic")
+    assert result.exit_code == 0, result.output
+    photo, picture = Image.open(photo_paths[0]), Image.open(tmp_path / "out.png")
+    assert picture.size > photo.size or picture.height > photo.height
+    header, columns, *rows = result.stdout.splitlines()
+    assert str(photo_paths[0]) in header
+    assert "out.png" in header
+    assert columns.split() == ["label", "score", "area", "share"]
+    assert rows
+    areas = 0
+    for row in rows:
+        label, score, area, _, share = row.split()
+        assert label in ("sky", "road", "car", "person")
+        assert 0 <= float(score) <= 1
+        areas += int(area.replace(",", ""))
+        assert float(share.rstrip("%")) <= 100
+    assert areas == photo.width * photo.height
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_json_describes_every_segment(segment, photo_paths, tmp_path, task):
+    result = segment(photo_paths[0], "--json", "--task", task)
+    assert result.exit_code == 0, result.output
+    [record] = json.loads(result.stdout)
+    height, width = record["height"], record["width"]
+    assert (width, height) == Image.open(photo_paths[0]).size
+    assert record["task"] == task
+    assert record["picture"] is None
+    assert list(tmp_path.iterdir()) == []
+    assert record["segments"]
+    for entry in record["segments"]:
+        assert {"id", "label_id", "label", "score", "area", "mask"} <= set(entry)
+        assert ("box" in entry) == (task == "instance")
+        assert entry["mask"]["size"] == [height, width]
+        assert np.asarray(coco_mask.decode(entry["mask"])).sum() == entry["area"]
+
+
+def test_several_photos_and_folders_show_progress_and_give_one_picture_each(segment, photo_paths, tmp_path):
+    folder = tmp_path / "photos" / "inner"
+    folder.mkdir(parents=True)
+    shutil.copy(photo_paths[0], folder.parent / "one.jpg")
+    # The same name in another folder, and another suffix: neither may write over the first.
+    shutil.copy(photo_paths[1], folder / "one.jpg")
+    Image.open(photo_paths[1]).save(folder / "one.png")
+    (folder / "notes.txt").write_text("no photo")
+    result = segment("photos", photo_paths[1], "--output", "drawn", "--json")
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert len(records) == 4
+    pictures = sorted(path.name for path in (tmp_path / "drawn").glob("*.png"))
+    assert pictures == sorted([f"{photo_paths[1].stem}.png", "one.png", "one_2.png", "one_3.png"])
+    for record in records:
+        assert json.loads(Path(record["picture"]).with_suffix(".json").read_text()) == record
+    assert "Segmenting: 100%" in result.stderr
+    # What was written is not taken for a photo, even inside the folder of photos.
+    again = segment("photos", "--output", "photos/drawn")
+    once_more = segment("photos", "--output", "photos/drawn")
+    assert again.stdout.count("->") == once_more.stdout.count("->") == 3
+
+
+def test_where_pictures_go_when_nothing_is_said(segment, photo_paths, tmp_path):
+    assert segment(photo_paths[0]).exit_code == 0
+    assert (tmp_path / "result.png").is_file()
+    assert segment(*photo_paths[:2]).exit_code == 0
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 2
+    assert segment(photo_paths[0], "--output", "fresh/").exit_code == 0
+    assert (tmp_path / "fresh" / f"{photo_paths[0].stem}.png").is_file()
+
+
+def test_a_broken_image_is_named_and_the_others_are_done(segment, photo_paths, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(photo_paths[0].read_bytes()[:3000])
+    result = segment("broken.jpg", photo_paths[0], "missing.jpg", photo_paths[1], "--output", "drawn")
+    assert result.exit_code == 1
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+    messages = [line for line in result.stderr.splitlines() if line.startswith("maskformer: ")]
+    assert len(messages) == 3
+    assert "broken.jpg" in messages[0]
+    assert "missing.jpg" in messages[1]
+    assert "2 of 4" in messages[2]
+    assert result.stdout.count("->") == 2
+    assert "Traceback" not in result.output
+
+
+def test_options_that_change_the_answer(segment, photo_paths):
+    default = json.loads(segment(photo_paths[0], "--json").stdout)
+    assert default[0]["task"] == "panoptic"
+    half = json.loads(segment(photo_paths[0], "--json", "--dtype", "bfloat16").stdout)
+    assert [entry["score"] for entry in default[0]["segments"]] != [entry["score"] for entry in half[0]["segments"]]
+
+
+MISTAKES = {
+    "no such file": (["nothing.jpg"], "nothing.jpg"),
+    "an empty folder": (["empty"], "empty.*no images"),
+    "a file for several": (["{photo}", "{other}", "--output", "one.png"], "one.png.*folder"),
+    "no image format": (["{photo}", "--output", "result.docx"], "docx"),
+    "an unknown checkpoint": (["{photo}", "--checkpoint", "nonsense"], "nonsense"),
+    "an unknown device": (["{photo}", "--device", "toaster"], "toaster"),
+    "an unknown dtype": (["{photo}", "--dtype", "int3"], "int3.*|.*int3"),
+    "over the photo": (["copy.png", "--output", "copy.png"], "overwritten"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(run, tiny_checkpoint, photo_paths, tmp_path, mistake):
+    (tmp_path / "empty").mkdir()
+    Image.open(photo_paths[0]).save(tmp_path / "copy.png")
+    arguments, message = MISTAKES[mistake]
+    arguments = [str(a).format(photo=photo_paths[0], other=photo_paths[1]) for a in arguments]
+    if "--checkpoint" not in arguments:
+        arguments += ["--checkpoint", str(tiny_checkpoint)]
+    assert message.split(".*")[0] in one_line_error(run("segment", *arguments))
+
+
+def test_an_unknown_task_is_a_usage_error(run, photo_paths):
+    result = run("segment", photo_paths[0], "--task", "depth")
+    assert result.exit_code == 2
+    assert "semantic" in result.stderr
+
+
+def test_a_broken_checkpoint_is_one_line(run, tiny_checkpoint, photo_paths, tmp_path):
+    for name, content in (("config.json", b"{"), ("model.safetensors", b"1234")):
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / f"broken {name}")
+        (folder / name).write_bytes(content)
+        assert name.split(".")[0] in one_line_error(run("segment", photo_paths[0], "--checkpoint", folder))
+
+
+def test_version(run):
+    assert run("--version").stdout.split() == ["maskformer-hf", maskformer_hf.__version__]
+
+
+def test_help_names_every_command_and_gives_examples(run):
+    for command in ("segment", "train", "evaluate"):
+        assert command in run("--help").stdout
+        assert f"maskformer {command}" in run(command, "--help").stdout.split("Examples:")[1]
+
+
+@pytest.mark.parametrize("entry", ["script", "module"])
+def test_help_does_not_wait_for_torch(entry):
+    command = (
+        [str(Path(sys.executable).with_name("maskformer"))]
+        if entry == "script"
+        else [sys.executable, "-m", "maskformer_hf"]
+    )
+    start = time.perf_counter()
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    assert "segment" in result.stdout
+    # A tenth of this on a quiet machine; importing torch alone takes longer on this one.
+    assert seconds < 2, f"{seconds:.1f} s"
+
+
+def test_the_installed_script_segments(tiny_checkpoint, photo_paths, tmp_path):
+    script = Path(sys.executable).with_name("maskformer")
+    result = subprocess.run(
+        [script, "segment", photo_paths[0], "--checkpoint", tiny_checkpoint, "--output", "out.png"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "score" in result.stdout
+    assert (tmp_path / "out.png").is_file()
+
+
+def write_data(root: Path, names=("sky", "road", "car", "person")):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+        for index in range(2):
+            labels = np.repeat(np.arange(4, dtype=np.uint8), 16)[None].repeat(64, 0)
+            Image.fromarray(labels).save(root / split / "labels" / f"{index}.png")
+            colors = np.random.default_rng(index).integers(0, 255, (4, 3), dtype=np.uint8)
+            Image.fromarray(colors[labels]).save(root / split / "images" / f"{index}.png")
+    (root / "classes.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def test_evaluate(run, tiny_checkpoint, tmp_path):
+    data = write_data(tmp_path / "data")
+    table = run("evaluate", tiny_checkpoint, data / "val", "--device", "cpu")
+    assert table.exit_code == 0, table.output
+    assert "mean IoU" in table.stdout
+    result = run("evaluate", tiny_checkpoint, data / "val", "--json", "--output", "scores.json", "--device", "cpu")
+    scores = json.loads(result.stdout)
+    assert 0 <= scores["mean_iou"] <= 1
+    assert json.loads((tmp_path / "scores.json").read_text())["mean_iou"] == scores["mean_iou"]
+
+
+def test_evaluate_mistakes(run, tiny_checkpoint, tmp_path):
+    assert "nowhere" in one_line_error(run("evaluate", tiny_checkpoint, "nowhere"))
+    data = write_data(tmp_path / "data", names=("sky", "road", "car", "bus"))
+    assert "'bus'" in one_line_error(run("evaluate", tiny_checkpoint, data / "val", "--device", "cpu"))
+
+
+RECIPE = """
+data: {{root: {data}}}
+augmentation: {{short_edge: [64, 64], crop_size: [64, 64]}}
+model:
+  checkpoint: {checkpoint}
+optimization: {{learning_rate: 1.0e-4}}
+steps: 2
+batch_size: 2
+save_every: 1
+evaluate_every: 2
+"""
+
+
+def test_train_and_resume(run, tiny_checkpoint, tmp_path, photo_paths):
+    data = write_data(tmp_path / "data")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(data=data, checkpoint=tiny_checkpoint))
+    result = run("train", "recipe.yaml", "--output", "run", "--set", "steps=1", "--set", "evaluate_every=1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith("Saved")
+    result = run("train", "recipe.yaml", "--output", "run", "--resume")
+    assert result.exit_code == 0, result.output
+    assert run("segment", photo_paths[0], "--checkpoint", tmp_path / "run" / "model").exit_code == 0
+
+
+def test_train_mistakes(run, tmp_path):
+    assert "nothing.yaml" in one_line_error(run("train", "nothing.yaml"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(data="data", checkpoint="nowhere"))
+    assert "stepz" in one_line_error(run("train", "recipe.yaml", "--set", "stepz=1"))
+    assert "data" in one_line_error(run("train", "recipe.yaml"))

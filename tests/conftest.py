@@ -1,0 +1,71 @@
+"""What several tests share: a model that is tiny, and still finds something."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
+
+ROOT = Path(__file__).parent.parent
+LABELS = ("sky", "road", "car", "person")
+
+
+def tiny_config(**fields) -> MaskFormerConfig:
+    """A model of some ten thousand weights: four classes, of which the first two are stuff."""
+    backbone = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12, 16, 24],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    }
+    defaults = {
+        "backbone_config": backbone,
+        "feature_size": 32,
+        "mask_feature_size": 32,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "ffn_dim": 32,
+        "decoder_layers": 2,
+        "num_queries": 12,
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: index for index, label in enumerate(LABELS)},
+        "label_ids_to_fuse": [0, 1],
+    }
+    return MaskFormerConfig(**{**defaults, **fields})
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> MaskFormerForUniversalSegmentation:
+    """Random weights, but queries that are sure of their class and masks with clear outlines. Read only."""
+    torch.manual_seed(0)
+    model = MaskFormerForUniversalSegmentation(tiny_config()).eval()
+    with torch.no_grad():
+        # Untrained, every class has about the same probability and no query passes a threshold.
+        model.head.class_predictor.weight.mul_(12)
+        model.head.mask_embedder.layers[-1].weight.mul_(12)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> MaskFormerImageProcessor:
+    return MaskFormerImageProcessor(size={"shortest_edge": 96, "longest_edge": 256})
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_model, tiny_processor) -> Path:
+    """A folder that `from_pretrained` loads `tiny_model` and `tiny_processor` from. Read only."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_paths() -> list[Path]:
+    """The photos in examples/, which differ in shape."""
+    paths = sorted((ROOT / "examples").glob("*.jpg"))
+    assert len({Image.open(path).size for path in paths}) >= 2
+    return paths

@@ -1,0 +1,151 @@
+"""Which file may import which: the direction of the layers, and what the Hub demands of models/."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_relative_imports
+
+PACKAGE = Path(__file__).parent.parent / "src" / "maskformer_hf"
+MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
+
+# A layer may import those behind it, and its own files.
+LAYERS = [
+    {"cli", "__main__"},
+    {"training", "conversion", "visualize", "inference", "pipeline"},
+    {"presets"},
+    {"data", "metrics", "models"},
+]
+# Parts of one layer that know each other: a picture and a pipeline are made of predictions.
+SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("__main__", "cli")}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """What a file imports from the package, as first names below it: `..models.layers` gives "models"."""
+    folder = path.relative_to(PACKAGE).parent.parts
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                base = list(folder[: len(folder) - node.level + 1])
+                names = [*base, *module]
+                parts |= {names[0]} if names else {alias.name for alias in node.names}
+            elif module[:1] == ["maskformer_hf"]:
+                parts |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            parts |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("maskformer_hf.")}
+    return parts
+
+
+def layer(part: str) -> int | None:
+    return next((number for number, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def test_imports_point_one_way():
+    looked_at = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        assert layer(own) is not None, f"{path} belongs to no layer: name it in LAYERS"
+        for part in imported_parts(path) - {own}:
+            assert layer(part) is not None, f"{path} imports {part}, which belongs to no layer"
+            allowed = layer(own) < layer(part) or (own, part) in SIDEWAYS
+            assert allowed, f"{path.relative_to(PACKAGE)} imports {part}"
+        looked_at.append(own)
+    assert len(looked_at) >= 25
+    assert {"cli", "training", "inference", "visualize", "data", "metrics", "models"} <= set(looked_at)
+
+
+def test_the_check_of_the_direction_sees_what_it_should():
+    source = PACKAGE / "training" / "loop.py"
+    assert {"data", "models"} & imported_parts(source) or "metrics" in imported_parts(
+        PACKAGE / "training/evaluation.py"
+    )
+    assert "inference" in imported_parts(PACKAGE / "visualize.py")
+    assert imported_parts(PACKAGE / "models" / "modeling_maskformer.py") == {"models"}
+
+
+def test_model_files_can_travel_to_the_hub():
+    """`save_pretrained` copies what `from .sibling import name` names, within one folder, and nothing else."""
+    num_imports = 0
+    for path in MODEL_FILES:
+        # transformers' own function, a regular expression over the text: what it will try to open.
+        for name in get_relative_imports(path):
+            assert (path.parent / f"{name}.py").is_file(), f"{path.name}: save_pretrained would open {name}.py"
+            num_imports += 1
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2, f"{path.name}:{node.lineno} imports from above its folder"
+                assert not (node.level and node.module is None), f"{path.name}:{node.lineno}: `from . import`"
+                assert node.level or (node.module or "").split(".")[0] != "maskformer_hf", f"{path.name}:{node.lineno}"
+            elif isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] != "maskformer_hf" for alias in node.names), path.name
+    assert len(MODEL_FILES) >= 14
+    assert num_imports >= 20
+    assert [path for path in (PACKAGE / "models").iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_model_files_import_optional_packages_where_they_may_be_missing():
+    """A top-level import of scipy or timm would become a requirement of everyone who loads a model from the Hub."""
+    for path in MODEL_FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                assert name.split(".")[0] not in ("scipy", "timm", "pycocotools", "accelerate"), f"{path.name}: {name}"
+
+
+@pytest.fixture(scope="module")
+def imported_modules():
+    code = "import sys, maskformer_hf; print('\\n'.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_importing_the_package_stays_light(imported_modules):
+    assert "maskformer_hf.models.modeling_maskformer" in imported_modules
+    # accelerate is imported by transformers itself.
+    for heavy in ("timm", "datasets", "evaluate", "pycocotools", "typer", "maskformer_hf.training"):
+        assert heavy not in imported_modules
+
+
+def test_public_names_are_those_of_the_package():
+    import maskformer_hf
+
+    for name in maskformer_hf.__all__:
+        assert getattr(maskformer_hf, name) is not None
+    assert set(maskformer_hf.__all__) <= set(dir(maskformer_hf))
+    # Saved class names must not be transformers' own, or its classes would load where this package is missing.
+    import transformers
+
+    for name in (
+        "MaskFormerConfig",
+        "MaskFormerForInstanceSegmentation",
+        "MaskFormerModel",
+        "MaskFormerImageProcessor",
+    ):
+        assert getattr(maskformer_hf, name).__name__ != name
+        assert not hasattr(transformers, getattr(maskformer_hf, name).__name__)
+
+
+def test_auto_classes_find_our_models(tiny_checkpoint, tiny_model):
+    import transformers
+
+    import maskformer_hf
+
+    maskformer_hf.register()
+    assert type(transformers.AutoConfig.from_pretrained(tiny_checkpoint)) is maskformer_hf.MaskFormerConfig
+    assert type(transformers.AutoModel.from_pretrained(tiny_checkpoint)) is maskformer_hf.MaskFormerModel
+    for name in ("Universal", "Instance", "Semantic", "Image"):
+        auto_class = getattr(transformers, f"AutoModelFor{name}Segmentation")
+        model = auto_class.from_pretrained(tiny_checkpoint)
+        assert type(model) is maskformer_hf.MaskFormerForUniversalSegmentation
+    processor = transformers.AutoImageProcessor.from_pretrained(tiny_checkpoint)
+    assert type(processor) is maskformer_hf.MaskFormerImageProcessor
