@@ -1,0 +1,253 @@
+"""The configurations of the paper's tables (https://arxiv.org/abs/2107.06278), one function each.
+
+>>> from maskformer_hf import MaskFormerForUniversalSegmentation
+>>> from maskformer_hf.presets import PRESETS, image_processor_for
+>>> model = MaskFormerForUniversalSegmentation(PRESETS["maskformer_resnet50_ade20k"]())
+>>> processor = image_processor_for("maskformer_resnet50_ade20k")
+"""
+
+import json
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .models.configuration_maskformer import MaskFormerHfConfig
+from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+
+RESNET50 = {"model_type": "resnet"}
+RESNET101 = {"model_type": "resnet", "depths": [3, 4, 23, 3]}
+# DeepLab's stem and dilations: "R101c" in the tables, "R-103" in the original's files.
+RESNET101C = {**RESNET101, "embedding_size": 128, "stem_type": "deep", "multi_grid": [1, 2, 4]}
+
+SWIN_TINY = {"model_type": "swin", "drop_path_rate": 0.3}
+SWIN_SMALL = {**SWIN_TINY, "depths": [2, 2, 18, 2]}
+# Pretrained with 384 pixels, hence the larger windows.
+SWIN_BASE = {**SWIN_SMALL, "embed_dim": 128, "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
+SWIN_LARGE = {**SWIN_BASE, "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
+
+# Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` are those of the
+# segmentation maps that come with the data (of ADE20K-Full and COCO-Stuff-10k: with the original's preparation of it).
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ade20k": {"size": (512, 2048), "ignore_index": 255, "do_reduce_labels": True},
+    "ade20k_full": {"size": (512, 2048), "ignore_index": 65535},
+    "coco_stuff": {"size": (640, 2560), "ignore_index": 255},
+    "cityscapes": {"size": (1024, 2048), "ignore_index": 255},
+    "mapillary": {"size": (2048, 2048), "ignore_index": 65},
+    "coco_panoptic": {"size": (800, 1333), "size_divisor": 0},
+    "ade20k_panoptic": {"size": (640, 2560)},
+}
+# Trained with larger crops than the other models on ADE20K.
+LARGE_CROPS = ("maskformer_swin_base_ade20k", "maskformer_swin_large_ade20k")
+
+
+@cache
+def class_names(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
+    """Name, whether a thing (None: unknown), and the id in the data set, of every class in the order of training.
+
+    Args:
+        dataset: `"ade20k_150"`, `"ade20k_full_847"`, `"coco_panoptic_133"`, `"cityscapes_19"`, `"coco_stuff_10k_171"`
+            or `"mapillary_vistas_65"`.
+    """
+    lists = json.loads(Path(__file__).with_name("class_names.json").read_text())
+    return tuple((name, None if thing is None else bool(thing), source) for name, thing, source in lists[dataset])
+
+
+def _maskformer(backbone: dict[str, Any], dataset: str, **fields: Any) -> MaskFormerHfConfig:
+    classes = class_names(dataset)
+    stuff = [label for label, (_, is_thing, _) in enumerate(classes) if is_thing is False]
+    return MaskFormerHfConfig(
+        backbone_config=deepcopy(backbone),
+        id2label={label: name for label, (name, _, _) in enumerate(classes)},
+        label2id={name: label for label, (name, _, _) in enumerate(classes)},
+        label_ids_to_fuse=stuff or None,
+        **fields,
+    )
+
+
+# --- ADE20K, 150 classes ---------------------------------------------------------------------------------------------
+
+
+def _ade20k(backbone: dict[str, Any]) -> MaskFormerHfConfig:
+    return _maskformer(backbone, "ade20k_150", task="semantic")
+
+
+def maskformer_resnet50_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(RESNET50)
+
+
+def maskformer_resnet101_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(RESNET101)
+
+
+def maskformer_resnet101c_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(RESNET101C)
+
+
+def maskformer_swin_tiny_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(SWIN_TINY)
+
+
+def maskformer_swin_small_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(SWIN_SMALL)
+
+
+def maskformer_swin_base_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(SWIN_BASE)
+
+
+def maskformer_swin_large_ade20k() -> MaskFormerHfConfig:
+    return _ade20k(SWIN_LARGE)
+
+
+# --- ADE20K-Full, 847 classes ----------------------------------------------------------------------------------------
+
+
+def _ade20k_full(backbone: dict[str, Any]) -> MaskFormerHfConfig:
+    return _maskformer(backbone, "ade20k_full_847", task="semantic")
+
+
+def maskformer_resnet50_ade20k_full() -> MaskFormerHfConfig:
+    return _ade20k_full(RESNET50)
+
+
+def maskformer_resnet101_ade20k_full() -> MaskFormerHfConfig:
+    return _ade20k_full(RESNET101)
+
+
+def maskformer_resnet101c_ade20k_full() -> MaskFormerHfConfig:
+    return _ade20k_full(RESNET101C)
+
+
+# --- COCO-Stuff-10k, 171 classes -------------------------------------------------------------------------------------
+
+
+def _coco_stuff(backbone: dict[str, Any]) -> MaskFormerHfConfig:
+    return _maskformer(backbone, "coco_stuff_10k_171", task="semantic")
+
+
+def maskformer_resnet50_coco_stuff() -> MaskFormerHfConfig:
+    return _coco_stuff(RESNET50)
+
+
+def maskformer_resnet101_coco_stuff() -> MaskFormerHfConfig:
+    return _coco_stuff(RESNET101)
+
+
+def maskformer_resnet101c_coco_stuff() -> MaskFormerHfConfig:
+    return _coco_stuff(RESNET101C)
+
+
+# --- Cityscapes, 19 classes, and Mapillary Vistas, 65 classes --------------------------------------------------------
+
+
+def maskformer_resnet101_cityscapes() -> MaskFormerHfConfig:
+    return _maskformer(RESNET101, "cityscapes_19", task="semantic")
+
+
+def maskformer_resnet101c_cityscapes() -> MaskFormerHfConfig:
+    return _maskformer(RESNET101C, "cityscapes_19", task="semantic")
+
+
+def maskformer_resnet50_mapillary() -> MaskFormerHfConfig:
+    return _maskformer(RESNET50, "mapillary_vistas_65", task="semantic")
+
+
+# --- COCO panoptic, 133 classes --------------------------------------------------------------------------------------
+
+
+def _coco_panoptic(backbone: dict[str, Any], **fields: Any) -> MaskFormerHfConfig:
+    return _maskformer(backbone, "coco_panoptic_133", **fields)
+
+
+def maskformer_resnet50_coco_panoptic() -> MaskFormerHfConfig:
+    """R50 + 6 Enc."""
+    return _coco_panoptic(RESNET50, pixel_decoder="transformer_fpn")
+
+
+def maskformer_resnet101_coco_panoptic() -> MaskFormerHfConfig:
+    """R101 + 6 Enc."""
+    return _coco_panoptic(RESNET101, pixel_decoder="transformer_fpn")
+
+
+def maskformer_swin_tiny_coco_panoptic() -> MaskFormerHfConfig:
+    return _coco_panoptic(SWIN_TINY, enforce_input_projection=True)
+
+
+def maskformer_swin_small_coco_panoptic() -> MaskFormerHfConfig:
+    return _coco_panoptic(SWIN_SMALL, enforce_input_projection=True)
+
+
+def maskformer_swin_base_coco_panoptic() -> MaskFormerHfConfig:
+    return _coco_panoptic(SWIN_BASE, enforce_input_projection=True)
+
+
+def maskformer_swin_large_coco_panoptic() -> MaskFormerHfConfig:
+    return _coco_panoptic(SWIN_LARGE, enforce_input_projection=True)
+
+
+# --- ADE20K panoptic, 150 classes ------------------------------------------------------------------------------------
+
+
+def _ade20k_panoptic(backbone: dict[str, Any]) -> MaskFormerHfConfig:
+    return _maskformer(backbone, "ade20k_150", pixel_decoder="transformer_fpn", object_mask_threshold=0.7)
+
+
+def maskformer_resnet50_ade20k_panoptic() -> MaskFormerHfConfig:
+    """R50 + 6 Enc."""
+    return _ade20k_panoptic(RESNET50)
+
+
+def maskformer_resnet101_ade20k_panoptic() -> MaskFormerHfConfig:
+    """R101 + 6 Enc."""
+    return _ade20k_panoptic(RESNET101)
+
+
+PRESETS = {
+    preset.__name__: preset
+    for preset in (
+        maskformer_resnet50_ade20k,
+        maskformer_resnet101_ade20k,
+        maskformer_resnet101c_ade20k,
+        maskformer_swin_tiny_ade20k,
+        maskformer_swin_small_ade20k,
+        maskformer_swin_base_ade20k,
+        maskformer_swin_large_ade20k,
+        maskformer_resnet50_ade20k_full,
+        maskformer_resnet101_ade20k_full,
+        maskformer_resnet101c_ade20k_full,
+        maskformer_resnet50_coco_stuff,
+        maskformer_resnet101_coco_stuff,
+        maskformer_resnet101c_coco_stuff,
+        maskformer_resnet101_cityscapes,
+        maskformer_resnet101c_cityscapes,
+        maskformer_resnet50_mapillary,
+        maskformer_resnet50_coco_panoptic,
+        maskformer_resnet101_coco_panoptic,
+        maskformer_swin_tiny_coco_panoptic,
+        maskformer_swin_small_coco_panoptic,
+        maskformer_swin_base_coco_panoptic,
+        maskformer_swin_large_coco_panoptic,
+        maskformer_resnet50_ade20k_panoptic,
+        maskformer_resnet101_ade20k_panoptic,
+    )
+}
+
+
+def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
+    """The image processor that belongs to a preset, with the image sizes of the original's evaluation.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    config = PRESETS[name]()
+    options = next(options for suffix, options in PROCESSORS.items() if name.endswith(f"_{suffix}"))
+    shortest, longest = (640, 2560) if name in LARGE_CROPS else options["size"]
+    stuff = config.label_ids_to_fuse
+    return MaskFormerHfImageProcessor(
+        num_labels=config.num_labels,
+        label_ids_to_fuse=None if stuff is None else list(stuff),
+        **{**options, "size": {"shortest_edge": shortest, "longest_edge": longest}},
+    )

@@ -1,0 +1,143 @@
+"""The configurations of the paper's tables have the original's size, classes and thresholds."""
+
+import pytest
+import torch
+
+from maskformer_hf import MaskFormerForUniversalSegmentation
+from maskformer_hf.presets import PRESETS, class_names, image_processor_for
+
+# Parameters of the original's models, built from its configuration files. Frozen BatchNorm has none.
+PARAMETERS = {
+    "maskformer_resnet50_ade20k": 41_254_743,
+    "maskformer_resnet101_ade20k": 60_194_647,
+    "maskformer_resnet101c_ade20k": 60_318_039,
+    "maskformer_swin_tiny_ade20k": 41_757_009,
+    "maskformer_swin_small_ade20k": 63_074_913,
+    "maskformer_swin_base_ade20k": 101_829_391,
+    "maskformer_swin_large_ade20k": 211_575_627,
+    "maskformer_resnet50_ade20k_full": 41_433_872,
+    "maskformer_resnet50_coco_stuff": 41_260_140,
+    "maskformer_resnet101_cityscapes": 60_160_980,
+    "maskformer_resnet101c_cityscapes": 60_284_372,
+    "maskformer_resnet50_mapillary": 41_232_898,
+    "maskformer_resnet50_coco_panoptic": 45_012_038,
+    "maskformer_resnet101_coco_panoptic": 63_951_942,
+    "maskformer_swin_tiny_coco_panoptic": 41_752_640,
+    "maskformer_swin_small_coco_panoptic": 63_070_544,
+    "maskformer_swin_base_coco_panoptic": 101_825_022,
+    "maskformer_swin_large_coco_panoptic": 211_571_258,
+    "maskformer_resnet50_ade20k_panoptic": 45_016_407,
+    "maskformer_resnet101_ade20k_panoptic": 63_956_311,
+}
+# Not in the original's counts, but a head with more classes is the only difference.
+PARAMETERS["maskformer_resnet101_ade20k_full"] = 60_194_647 + 257 * (847 - 150)
+PARAMETERS["maskformer_resnet101c_ade20k_full"] = 60_318_039 + 257 * (847 - 150)
+PARAMETERS["maskformer_resnet101_coco_stuff"] = 60_194_647 + 257 * (171 - 150)
+PARAMETERS["maskformer_resnet101c_coco_stuff"] = 60_318_039 + 257 * (171 - 150)
+
+# Affine terms of BatchNorm, which are parameters where it is not frozen.
+AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
+
+
+def count_parameters(config) -> int:
+    with torch.device("meta"):
+        model = MaskFormerForUniversalSegmentation(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_preset_is_counted():
+    assert PRESETS.keys() == PARAMETERS.keys()
+    assert len(PRESETS) == 24
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_number_of_parameters(name):
+    assert count_parameters(PRESETS[name]()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("backbone", AFFINE_TERMS)
+def test_number_of_parameters_with_trained_batch_norm(backbone):
+    config = PRESETS[f"maskformer_{backbone}_ade20k"]()
+    config.freeze_batch_norm = False
+    assert count_parameters(config) == PARAMETERS[f"maskformer_{backbone}_ade20k"] + AFFINE_TERMS[backbone]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_classes", "num_things"),
+    [
+        ("ade20k_150", 150, 100),
+        ("coco_panoptic_133", 133, 80),
+        ("cityscapes_19", 19, 8),
+        ("coco_stuff_10k_171", 171, 80),
+        ("mapillary_vistas_65", 65, 37),
+    ],
+)
+def test_class_names(dataset, num_classes, num_things):
+    classes = class_names(dataset)
+    assert len({name for name, _, _ in classes}) == len(classes) == num_classes
+    assert sum(is_thing is True for _, is_thing, _ in classes) == num_things
+
+
+def test_class_names_of_unknown_kind():
+    assert len(class_names("ade20k_full_847")) == 847
+    assert {is_thing for _, is_thing, _ in class_names("ade20k_full_847")} == {None}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_labels_task_and_thresholds(name):
+    config = PRESETS[name]()
+    assert config.label2id == {label: index for index, label in config.id2label.items()}
+    assert config.task == ("panoptic" if name.endswith("_panoptic") else "semantic")
+    expected = 0.7 if name.endswith("ade20k_panoptic") else 0.8
+    assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
+    if name.endswith("_full"):
+        assert config.label_ids_to_fuse is None
+    else:
+        kinds = {"_ade20k": (50, "wall"), "ade20k_panoptic": (50, "wall"), "coco_panoptic": (53, "banner")}
+        kinds |= {"cityscapes": (11, "road"), "coco_stuff": (91, "banner"), "mapillary": (28, "Curb")}
+        count, first = next(kind for end, kind in kinds.items() if name.endswith(end))
+        assert len(config.label_ids_to_fuse) == count
+        assert config.id2label[config.label_ids_to_fuse[0]] == first
+
+
+def test_presets_share_nothing():
+    first, second = (PRESETS["maskformer_swin_base_ade20k"]() for _ in range(2))
+    first.backbone_config.num_heads[0] = 7
+    first.label_ids_to_fuse.append(1)
+    assert second.backbone_config.num_heads[0] == 4
+    assert 1 not in PRESETS["maskformer_swin_base_ade20k"]().label_ids_to_fuse
+
+
+@pytest.mark.parametrize(
+    ("name", "shortest", "longest", "divisor"),
+    [
+        ("maskformer_resnet50_ade20k", 512, 2048, 32),
+        ("maskformer_swin_small_ade20k", 512, 2048, 32),
+        ("maskformer_swin_base_ade20k", 640, 2560, 32),
+        ("maskformer_swin_large_ade20k", 640, 2560, 32),
+        ("maskformer_resnet50_ade20k_full", 512, 2048, 32),
+        ("maskformer_resnet50_coco_stuff", 640, 2560, 32),
+        ("maskformer_resnet101_cityscapes", 1024, 2048, 32),
+        ("maskformer_resnet50_mapillary", 2048, 2048, 32),
+        ("maskformer_swin_large_coco_panoptic", 800, 1333, 0),
+        ("maskformer_resnet50_ade20k_panoptic", 640, 2560, 32),
+    ],
+)
+def test_image_processor(name, shortest, longest, divisor):
+    processor = image_processor_for(name)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (shortest, longest)
+    assert processor.size_divisor == divisor
+    config = PRESETS[name]()
+    assert (processor.num_labels, processor.label_ids_to_fuse) == (config.num_labels, config.label_ids_to_fuse)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_an_image_processor(name):
+    assert image_processor_for(name).num_labels == PRESETS[name]().num_labels
+
+
+def test_unknown_preset_is_named():
+    with pytest.raises(
+        ValueError, match=r"no preset 'maskformer_resnet18_ade20k'; there are maskformer_resnet50_ade20k"
+    ):
+        image_processor_for("maskformer_resnet18_ade20k")
