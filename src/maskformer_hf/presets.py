@@ -243,11 +243,8 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
     config = PRESETS[name]()
-    options = next(options for suffix, options in PROCESSORS.items() if name.endswith(f"_{suffix}"))
+    options = dict(next(options for suffix, options in PROCESSORS.items() if name.endswith(f"_{suffix}")))
     shortest, longest = (640, 2560) if name in LARGE_CROPS else options["size"]
-    stuff = config.label_ids_to_fuse
-    return MaskFormerHfImageProcessor(
-        num_labels=config.num_labels,
-        label_ids_to_fuse=None if stuff is None else list(stuff),
-        **{**options, "size": {"shortest_edge": shortest, "longest_edge": longest}},
-    )
+    options["size"] = {"shortest_edge": shortest, "longest_edge": longest}
+    options["num_labels"], options["label_ids_to_fuse"] = config.num_labels, config.label_ids_to_fuse
+    return MaskFormerHfImageProcessor(**options)
