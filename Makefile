@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One thread a worker: on small machines two workers with all threads each are slower than one.
 PYTEST_WORKERS ?= 2
+# For a part of the tests: make test ARGS="tests/cli -x"
+ARGS ?=
 
 .PHONY: demo test lint types format clean
 
@@ -12,14 +14,14 @@ demo: $(VENV)/.installed
 	$(BIN)/maskformer segment examples/street.jpg --output result.png
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-test
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
