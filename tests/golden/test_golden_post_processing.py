@@ -1,9 +1,9 @@
 """Post-processing against results of the original MaskFormer and Mask2Former, computed from the same stored logits.
 
-Each file of tests/fixtures/golden_post_processing is one model of random weights: its raw outputs for batches without padding
-(A), with padding (B, C) and with a size divisor of 0 (B_div0), the class ids and every fifth row and column of the class
-scores, segment ids at several thresholds, and for Mask2Former the ten best instances. In the class ids 255 marks pixels whose
-two best classes are closer than 1e-4.
+Each file of tests/fixtures/golden_post_processing is one model of random weights: its raw outputs for batches without
+padding (A), with padding (B, C) and with a size divisor of 0 (B_div0), the class ids and every fifth row and column
+of the class scores, segment ids at several thresholds, and for Mask2Former the ten best instances. In the class ids
+255 marks pixels whose two best classes are closer than 1e-4.
 """
 
 import json

@@ -226,18 +226,18 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
             pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
 
         data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        if targets is not None:
-            sizes = [_size_of(image) for image in processed]
-            pairs = [target.masks(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
-            if return_void_masks:
-                void = [target.void_mask(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
-                data["void_masks"] = torch.stack(void)
+        if targets is None:
+            return BatchFeature(data=data, tensor_type=return_tensors)
+        sizes = [_size_of(image) for image in processed]
+        if return_void_masks:
+            void = [target.void_mask(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
+            data["void_masks"] = torch.stack(void)
         features = BatchFeature(data=data, tensor_type=return_tensors)
-        if targets is not None:
-            # Lists, since images differ in the number of targets.
-            as_numpy = return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) == "np"
-            features["mask_labels"] = [masks.numpy(force=True) if as_numpy else masks for masks, _ in pairs]
-            features["class_labels"] = [labels.numpy(force=True) if as_numpy else labels for _, labels in pairs]
+        pairs = [target.masks(size, padded_size) for target, size in zip(targets, sizes, strict=True)]
+        # Lists, since images differ in the number of targets.
+        as_numpy = str(getattr(return_tensors, "value", return_tensors)) == "np"
+        features["mask_labels"] = [masks.numpy(force=True) if as_numpy else masks for masks, _ in pairs]
+        features["class_labels"] = [labels.numpy(force=True) if as_numpy else labels for _, labels in pairs]
         return features
 
     def _read_image(
