@@ -272,7 +272,7 @@ class TestStrips:
         assert again[1] == panoptic[1]
 
     def test_no_full_size_stack_and_no_synchronisation_per_query(self):
-        """The largest tensor stays far below (classes, H, W), and host copies do not grow with the number of queries."""
+        """The largest tensor stays far below (classes, H, W), and host copies do not grow with the queries."""
 
         class Watch(TorchDispatchMode):
             largest = 0
