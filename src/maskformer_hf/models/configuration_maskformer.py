@@ -211,7 +211,7 @@ def matching_labels(old: Any, new: Any) -> list[int | None]:
     is no name: transformers makes it up for labels without one.
     """
     old_ids = {name: label for label, name in old.items() if name != f"LABEL_{label}"}
-    rows = [old_ids.get(new[label]) for label in range(len(new))]
+    rows = [old_ids.get(new.get(label)) for label in range(len(new))]
     if len(old) == len(new) and all(row in (None, label) for label, row in enumerate(rows)):
         return list(range(len(new)))
     return rows
