@@ -1,0 +1,190 @@
+"""A training recipe: what can be set, read from YAML, every key and value checked by name."""
+
+import dataclasses
+import difflib
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+@dataclass
+class DataArguments:
+    """Relative paths count from the working directory."""
+
+    root: str
+    train: str = "train"  # folders below root
+    validation: str | None = "val"
+    void_classes: list[str] = field(default_factory=list)
+    cache: bool = False  # keep decoded photos in memory
+    workers: int = 0  # processes that load data; 0 loads between steps
+
+
+@dataclass
+class AugmentationArguments:
+    short_edge: list[int]  # smallest and largest length in pixels of the shorter side
+    crop_size: list[int]  # height, width
+    crop_max_class_share: float = 1.0
+    color_jitter: bool = True
+    flip_probability: float = 0.5
+
+
+@dataclass
+class ModelArguments:
+    """Either a pretrained backbone, on which a new model is built, or a whole model to fine-tune."""
+
+    backbone: str | None = None  # "timm/<name>", a Hub name or a folder
+    backbone_weights: str | None = None  # safetensors file in the backbone library's own names; None: the Hub's
+    checkpoint: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerConfig
+    image_processor: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerImageProcessor
+
+
+@dataclass
+class OptimizationArguments:
+    learning_rate: float = 1.0e-4
+    weight_decay: float = 1.0e-4
+    backbone_multiplier: float = 0.1
+    schedule: Literal["poly", "cosine", "step"] = "poly"
+    poly_power: float = 0.9
+    milestones: list[float] = field(default_factory=list)  # shares of all steps at which "step" divides the rate by ten
+    warmup_steps: int = 0
+    warmup_factor: float = 1.0e-3  # of the learning rate, at the first step
+    max_gradient_norm: float = 0.01  # over all parameters together; 0 does not clip
+    ema_decay: float = 0.0  # 0 keeps no average of the weights
+
+
+@dataclass
+class Recipe:
+    """One training run."""
+
+    data: DataArguments
+    augmentation: AugmentationArguments
+    model: ModelArguments
+    optimization: OptimizationArguments
+    steps: int  # optimizer steps
+    batch_size: int  # images a process and forward pass
+    accumulation: int = 1  # forward passes an optimizer step
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    float32_modules: list[str] = field(default_factory=list)  # submodules that keep float32 under mixed precision
+    channels_last: bool = False
+    seed: int = 0
+    output_dir: str = "runs"
+    log_every: int = 20
+    save_every: int = 500
+    evaluate_every: int = 1000
+    export_weights: Literal["best", "last"] = "best"
+    export_dtype: Literal["float32", "float16"] = "float32"
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a YAML recipe and applies overrides such as "optimization.learning_rate=2e-4" (the value is YAML).
+
+    Raises ValueError for a key that does not exist (naming the closest one), a missing key, a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no recipe at {path}; pass the path of a YAML file, such as those in recipes/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ValueError(
+                f"override {override!r} is not of the form key=value, such as optimization.learning_rate=2e-4"
+            )
+        _set(values, key.strip().split("."), yaml.safe_load(text), override)
+    recipe = _build(Recipe, values, "")
+    _check(recipe)
+    return recipe
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise ValueError(f"override {override!r}: {key} is a value, not a group of keys")
+    values[keys[-1]] = value
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the recipe'} is {values!r}; expected keys and values")
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            remedy = f"did you mean {_join(where, close[0])}?" if close else f"the keys there are {sorted(hints)}"
+            raise ValueError(f"the recipe has no key {_join(where, key)}; {remedy}")
+    arguments = {}
+    for item in dataclasses.fields(kind):
+        name = _join(where, item.name)
+        if item.name in values:
+            arguments[item.name] = _convert(hints[item.name], values[item.name], name)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            if not dataclasses.is_dataclass(hints[item.name]):
+                raise ValueError(f"the recipe lacks {name}; add it to the file or pass --set {name}=...")
+            arguments[item.name] = _build(hints[item.name], {}, name)
+    return kind(**arguments)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, {} if value is None else value, name)
+    origin, choices = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        return _convert(next(choice for choice in choices if choice is not type(None)), value, name)
+    if origin is Literal:
+        # YAML reads an unquoted no as False.
+        value = "no" if value is False and "no" in choices else value
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; choose one of {list(choices)}")
+        return value
+    if origin is list and isinstance(value, list):
+        return [_convert(choices[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4, without a point, as text
+        except ValueError:
+            pass
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    raise ValueError(f"{name} is {value!r}; expected {getattr(kind, '__name__', kind) if origin is None else kind}")
+
+
+def _check(recipe: Recipe) -> None:
+    positive = ("steps", "batch_size", "accumulation", "log_every", "save_every", "evaluate_every")
+    for name in positive:
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
+    for name in ("short_edge", "crop_size"):
+        pair = getattr(recipe.augmentation, name)
+        if len(pair) != 2 or min(pair) < 1:
+            raise ValueError(f"augmentation.{name} is {pair}; expected two positive lengths in pixels")
+    if recipe.augmentation.short_edge[0] > recipe.augmentation.short_edge[1]:
+        raise ValueError(f"augmentation.short_edge is {recipe.augmentation.short_edge}; write the smaller length first")
+    if not 0 <= recipe.optimization.ema_decay < 1:
+        raise ValueError(f"optimization.ema_decay is {recipe.optimization.ema_decay}; it must be in [0, 1)")
+    if (recipe.model.backbone is None) == (recipe.model.checkpoint is None):
+        raise ValueError(
+            f"model.backbone is {recipe.model.backbone!r}, model.checkpoint is {recipe.model.checkpoint!r}; give "
+            "exactly one: a backbone to build a new model on, or a checkpoint to fine-tune"
+        )
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)

@@ -1,0 +1,64 @@
+"""From a recipe to a model and its image processor, and from those to a folder that `from_pretrained` loads."""
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .arguments import ModelArguments
+
+
+def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Module:
+    """A new model on a pretrained backbone, or a checkpoint with its classes replaced by `id2label`."""
+    from ..models.configuration_maskformer import MaskFormerHfConfig
+    from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+
+    _check_fields(arguments.config, MaskFormerHfConfig, "model.config")
+    labels = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+    fields: dict[str, Any] = {**labels, **arguments.config}
+    if arguments.checkpoint is not None:
+        return MaskFormerHfForUniversalSegmentation.from_pretrained(
+            arguments.checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
+        )
+    assert arguments.backbone is not None, "read_recipe lets one of the two pass"
+    return MaskFormerHfForUniversalSegmentation.from_backbone(
+        arguments.backbone, backbone_weights=arguments.backbone_weights, **fields
+    )
+
+
+def build_processor(arguments: ModelArguments) -> Any:
+    from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+
+    if arguments.checkpoint is not None:
+        return MaskFormerHfImageProcessor.from_pretrained(arguments.checkpoint, **arguments.image_processor)
+    return MaskFormerHfImageProcessor(**arguments.image_processor)
+
+
+def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Saves both. float16 is for matrices and filters only: statistics and biases are small and keep their precision.
+
+    config.json goes on saying float32, hence `from_pretrained` restores that type.
+    """
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    model.save_pretrained(folder, state_dict=state)  # pyrefly: ignore[not-callable]
+    processor.save_pretrained(folder)
+
+
+def _check_fields(fields: dict[str, Any], kind: type, where: str) -> None:
+    # PreTrainedConfig keeps unknown keywords without a word, so a typing error would train the default.
+    known = {name for name in inspect.signature(kind).parameters if name not in ("args", "kwargs")}
+    known |= {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"{where} has no field {name}"
+                + (f"; did you mean {close[0]}?" if close else f"; there are {sorted(known)}")
+            )

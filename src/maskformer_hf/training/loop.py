@@ -1,0 +1,356 @@
+"""The training loop: Accelerate runs the devices, a recipe says what to do."""
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import reduce as reduce_over_processes
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..data import SampleStream, SemanticCollator, SemanticFolder, augmentation
+from .arguments import Recipe, read_recipe
+from .building import build_model, build_processor, write_model
+from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
+from .evaluation import check_classes, evaluate, format_table, write_json
+from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
+from .step import training_step
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint-"
+BEST = "best-"
+
+
+class TrainingDivergedError(ValueError):
+    """The loss stopped being a number; the last checkpoint on disk is from before."""
+
+
+def train(
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    resume: bool = False,
+    output_dir: str | Path | None = None,
+) -> Path:
+    """Trains by a recipe file and returns the folder `from_pretrained` loads: `<output_dir>/model`.
+
+    `<output_dir>` also gets `checkpoint-<step>` (the last two), `best-<step>` (a model folder), `log.jsonl` and
+    `evaluation.json`. With `resume` training goes on from the last whole checkpoint, with the losses of an
+    uninterrupted run; without a checkpoint it starts anew.
+    """
+    recipe = read_recipe(recipe_path, overrides)
+    if output_dir is not None:
+        recipe.output_dir = str(output_dir)
+    root = Path(recipe.data.root)
+    training_data = SemanticFolder(
+        root / recipe.data.train, void_classes=recipe.data.void_classes, cache=recipe.data.cache
+    )
+    validation_data = None
+    if recipe.data.validation is not None:
+        validation_data = SemanticFolder(
+            root / recipe.data.validation, void_classes=recipe.data.void_classes, cache=recipe.data.cache
+        )
+        check_classes(training_data.id2label, validation_data.id2label, "the training data", "the validation data")
+    torch.manual_seed(recipe.seed)  # the same initial weights on every process
+    model = build_model(recipe.model, training_data.id2label)
+    return train_model(model, build_processor(recipe.model), training_data, validation_data, recipe, resume)
+
+
+def train_model(
+    model: nn.Module,
+    processor: Any,
+    training_data: SemanticFolder,
+    validation_data: SemanticFolder | None,
+    recipe: Recipe,
+    resume: bool = False,
+) -> Path:
+    """`train` on parts that are already built. `processor` gives mean, deviation and divisor, and post-processes."""
+    output_dir = Path(recipe.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.accumulation,
+        # a batch is sent to the device by the loop, so that targets go as they are
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
+    )
+    if channels_last := recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+    for name in recipe.float32_modules:
+        _keep_float32(model, name, accelerator.device.type)
+    optimizer = build_optimizer(model, recipe.optimization)
+    learning_rate_factor = schedule(recipe.optimization, recipe.steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    average = None
+    if recipe.optimization.ema_decay > 0:
+        average = WeightAverage(model.parameters(), recipe.optimization.ema_decay)
+        accelerator.register_for_checkpointing(average)
+
+    progress = _Progress(step=0, best_score=-math.inf)
+    accelerator.register_for_checkpointing(progress)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(output_dir)
+    accelerator.wait_for_everyone()
+    checkpoints = numbered_folders(output_dir, CHECKPOINT)
+    if checkpoints and not resume:
+        raise ValueError(
+            f"{output_dir} already holds {checkpoints[-1].name}; pass --resume to go on, or choose another --output"
+        )
+    if checkpoints:
+        accelerator.load_state(str(checkpoints[-1]))
+        logger.info("resumed from %s", checkpoints[-1])
+
+    batches = _batches(accelerator, training_data, processor, recipe, progress.step)
+    log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step)
+    model.train()
+    while progress.step < recipe.steps:
+        factor = learning_rate_factor(progress.step)
+        set_learning_rate(optimizer, factor)
+        step_batches = [
+            _to_device(batch, accelerator.device, channels_last)
+            for batch in itertools.islice(batches, recipe.accumulation)
+        ]
+        # Dropout and sampled points depend on the step alone, so that a resumed run repeats an uninterrupted one. After
+        # reading: a loader's first batch draws a number of its own.
+        torch.manual_seed(_step_seed(recipe.seed, progress.step, accelerator.process_index))
+        try:
+            terms = training_step(accelerator, model, optimizer, step_batches, recipe.optimization.max_gradient_norm)
+        except (FloatingPointError, ValueError) as error:
+            # The matcher sees numbers that are none before the loss does, and says so by a ValueError.
+            if isinstance(error, ValueError) and "not finite" not in str(error):
+                raise
+            last = numbered_folders(output_dir, CHECKPOINT)
+            raise TrainingDivergedError(
+                f"step {progress.step + 1}: {error}. Lower optimization.learning_rate or warm up longer; "
+                + (f"the last good checkpoint is {last[-1]}" if last else "no checkpoint had been written yet")
+            ) from error
+        if average is not None:
+            average.update()
+        progress.step += 1
+        log.step(progress.step, terms, factor * recipe.optimization.learning_rate)
+
+        pause = time.perf_counter()
+        finished = progress.step == recipe.steps
+        if validation_data is not None and (finished or progress.step % recipe.evaluate_every == 0):
+            with average.applied() if average else nullcontext():
+                result = _evaluate_and_keep_best(
+                    accelerator, bare_model, processor, validation_data, recipe, output_dir, progress
+                )
+            log.evaluation(progress.step, result)
+        if finished or progress.step % recipe.save_every == 0:
+            _save_checkpoint(accelerator, output_dir, progress.step)
+        log.leave_out(time.perf_counter() - pause)
+    log.close()
+    return _export(accelerator, bare_model, average, processor, recipe, output_dir)
+
+
+def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        children = [child for child, _ in model.named_modules() if child.count(".") <= name.count(".") and child]
+        raise ValueError(f"float32_modules names {name!r}; the model has {children}") from error
+    module.forward = torch.autocast(device_type, enabled=False)(module.forward)
+
+
+class _Progress:
+    """What a checkpoint must know besides weights and optimizer."""
+
+    def __init__(self, step: int, best_score: float) -> None:
+        self.step = step
+        self.best_score = best_score
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def _batches(
+    accelerator: Accelerator, dataset: SemanticFolder, processor: Any, recipe: Recipe, first_step: int
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes."""
+    augment = recipe.augmentation
+    samples_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
+    stream = SampleStream(
+        dataset,
+        augmentation(
+            short_edge=augment.short_edge,
+            crop_size=augment.crop_size,
+            crop_max_class_share=augment.crop_max_class_share,
+            color_jitter=augment.color_jitter,
+            flip_probability=augment.flip_probability,
+        ),
+        seed=recipe.seed,
+        start=first_step * samples_a_step,
+        stop=recipe.steps * samples_a_step,
+    )
+    loader = DataLoader(
+        stream,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.data.workers,
+        collate_fn=SemanticCollator(
+            processor.image_mean, processor.image_std, processor.size_divisor, size=augment.crop_size
+        ),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return iter(accelerator.prepare_data_loader(loader, device_placement=False))
+
+
+def _to_device(batch: dict[str, Any], device: torch.device, channels_last: bool) -> dict[str, Any]:
+    def move(value: Any) -> Any:
+        return [move(item) for item in value] if isinstance(value, list) else value.to(device, non_blocking=True)
+
+    batch = {name: move(value) for name, value in batch.items()}
+    if channels_last:
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+    return batch
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 4096 + process
+
+
+def _evaluate_and_keep_best(
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: Any,
+    dataset: SemanticFolder,
+    recipe: Recipe,
+    output_dir: Path,
+    progress: _Progress,
+) -> dict[str, Any]:
+    result = evaluate(
+        model,
+        processor,
+        dataset,
+        device=accelerator.device,
+        mixed_precision=recipe.mixed_precision,
+        processes=(accelerator.process_index, accelerator.num_processes),
+        progress=accelerator.is_main_process,
+    )
+    better = result["mean_iou"] > progress.best_score
+    if better:
+        progress.best_score = result["mean_iou"]
+    if accelerator.is_main_process:
+        write_json(output_dir / "evaluation.json", {"step": progress.step, **result})
+        if better:
+            folder = output_dir / f"{BEST}{progress.step:06d}"
+            write_model(model, processor, begin_folder(folder), getattr(torch, recipe.export_dtype))
+            finish_folder(folder)
+            keep_last(output_dir, BEST, 1)
+    return result
+
+
+def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
+    """Every process writes its part; the main one gives the folder its name."""
+    folder = output_dir / f"{CHECKPOINT}{step:06d}"
+    if accelerator.is_main_process:
+        begin_folder(folder)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(folder.parent / f"{INCOMPLETE}{folder.name}"))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finish_folder(folder)
+        keep_last(output_dir, CHECKPOINT, 2)
+
+
+def _export(
+    accelerator: Accelerator,
+    model: nn.Module,
+    average: WeightAverage | None,
+    processor: Any,
+    recipe: Recipe,
+    output_dir: Path,
+) -> Path:
+    target = output_dir / "model"
+    if accelerator.is_main_process:
+        best = numbered_folders(output_dir, BEST)
+        unfinished = begin_folder(target)
+        if best and recipe.export_weights == "best":
+            shutil.copytree(best[-1], unfinished, dirs_exist_ok=True)
+        else:
+            with average.applied() if average else nullcontext():
+                write_model(model, processor, unfinished, getattr(torch, recipe.export_dtype))
+        finish_folder(target)
+    accelerator.wait_for_everyone()
+    return target
+
+
+class _Log:
+    """A progress bar where there is a terminal, a line in the log and in `log.jsonl` every `log_every` steps."""
+
+    def __init__(self, path: Path, recipe: Recipe, accelerator: Accelerator, first_step: int) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.images_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
+        self.terms: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        self.seconds_a_step = 0.0
+        self.since = time.perf_counter()
+        self.bar = tqdm(
+            total=recipe.steps,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            disable=None if accelerator.is_main_process else True,
+        )
+
+    def step(self, step: int, terms: dict[str, torch.Tensor], learning_rate: float) -> None:
+        for name, value in terms.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
+        self.steps += 1
+        self.bar.update()
+        if step % self.recipe.log_every and step != self.recipe.steps:
+            return
+        names = sorted(self.terms)
+        means = torch.stack([self.terms[name].float() / self.steps for name in names])
+        means = reduce_over_processes(means, reduction="mean")
+        seconds = (time.perf_counter() - self.since) / self.steps
+        # The estimate follows the machine's load slowly, so that one slow interval does not move the end by an hour.
+        self.seconds_a_step = 0.9 * self.seconds_a_step + 0.1 * seconds if self.seconds_a_step else seconds
+        figures = {name: float(value) for name, value in zip(names, means, strict=True)}
+        figures |= {"learning_rate": learning_rate, "images_per_second": self.images_a_step / seconds}
+        eta = (self.recipe.steps - step) * self.seconds_a_step
+        self._write({"step": step, **figures, "seconds_left": eta})
+        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if self.accelerator.is_main_process:
+            self.bar.set_postfix_str(text)
+            hours, minutes = divmod(int(eta / 60), 60)
+            self._say(f"step {step}/{self.recipe.steps}: {text}, {hours}:{minutes:02} h left")
+        self.terms, self.steps, self.since = {}, 0, time.perf_counter()
+
+    def evaluation(self, step: int, result: dict[str, Any]) -> None:
+        self._write({"step": step, **{f"val_{name}": value for name, value in result.items() if name != "per_class"}})
+        if self.accelerator.is_main_process:
+            self._say(f"step {step}/{self.recipe.steps}, validation\n{format_table(result)}")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes the time of an evaluation or a save out of images per second."""
+        self.since += seconds
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def _write(self, figures: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")

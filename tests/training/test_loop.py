@@ -1,0 +1,171 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
+from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+from maskformer_hf.training import TrainingDivergedError, evaluate_checkpoint, loop, train
+from maskformer_hf.training.checkpointing import begin_folder, finish_folder, keep_last, numbered_folders
+
+
+def losses(folder) -> dict[int, float]:
+    """The last loss logged for each step."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_training_lowers_the_loss_and_leaves_a_model(recipe, shapes, tmp_path):
+    model_folder = train(recipe, ["steps=40", "evaluate_every=20", "save_every=20", "export_dtype=float16"])
+    assert model_folder == tmp_path / "run" / "model"
+    history = losses(tmp_path / "run")
+    assert list(history) == list(range(1, 41))
+    assert sum(history[step] for step in range(36, 41)) < 0.7 * sum(history[step] for step in range(1, 6))
+    assert [path.name for path in numbered_folders(tmp_path / "run", "checkpoint-")] == [
+        "checkpoint-000020",
+        "checkpoint-000040",
+    ]
+    assert len(numbered_folders(tmp_path / "run", "best-")) == 1
+    assert not list((tmp_path / "run").glob(".incomplete*"))
+
+    model, report = MaskFormerHfForUniversalSegmentation.from_pretrained(model_folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.id2label == {0: "ground", 1: "box", 2: "sky"}
+    assert model.dtype == torch.float32
+    assert MaskFormerHfImageProcessor.from_pretrained(model_folder).size["shortest_edge"] == 48
+
+    result = evaluate_checkpoint(model_folder, shapes / "val", json_path=tmp_path / "result.json", batch_size=2)
+    assert [item["label"] for item in result["per_class"]] == ["ground", "box", "sky"]
+    assert json.loads((tmp_path / "result.json").read_text())["mean_iou"] == result["mean_iou"]
+    best = max(
+        line["val_mean_iou"]
+        for line in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+        if "val_mean_iou" in line
+    )
+    assert result["mean_iou"] == pytest.approx(best, abs=0.02)  # float16 weights
+
+
+def test_resumed_run_repeats_an_uninterrupted_one(recipe, tmp_path):
+    train(recipe, output_dir=tmp_path / "whole")
+    saved = loop._save_checkpoint
+
+    class KilledError(Exception):
+        pass
+
+    def save_and_die(accelerator, output_dir, step):
+        saved(accelerator, output_dir, step)
+        begin_folder(output_dir / "checkpoint-000009")  # what a kill during a save leaves
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_save_checkpoint", save_and_die)
+        for _ in range(2):
+            with pytest.raises(KilledError):
+                train(recipe, resume=True, output_dir=tmp_path / "parts")
+    train(recipe, resume=True, output_dir=tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (
+        MaskFormerHfForUniversalSegmentation.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not list((tmp_path / "parts").glob(".incomplete*"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(recipe, tmp_path):
+    """SIGKILL after different times, in steps and in saves; what is resumed equals what was never killed."""
+    train(recipe, ["steps=30", "save_every=1"], output_dir=tmp_path / "whole")
+    code = "import sys; from maskformer_hf.training import train; train(sys.argv[1], sys.argv[3:], True, sys.argv[2])"
+    command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "killed"), "steps=30", "save_every=1"]
+    log = tmp_path / "killed" / "log.jsonl"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for pause in (0.0, 0.15):
+        size = log.stat().st_size if log.exists() else 0
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not log.exists() or log.stat().st_size == size):
+            time.sleep(0.01)
+        time.sleep(pause)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills > 0
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    whole, killed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert killed.keys() == whole.keys()
+    # Another number of threads adds in another order, hence not bit for bit.
+    assert all(killed[step] == pytest.approx(whole[step], rel=1e-2) for step in whole)
+
+
+def test_started_again_without_resume_is_refused(recipe):
+    train(recipe, ["steps=2"])
+    with pytest.raises(ValueError, match="pass --resume"):
+        train(recipe, ["steps=2"])
+
+
+def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(recipe, tmp_path):
+    step = loop.training_step
+
+    def poison(accelerator, model, optimizer, batches, max_gradient_norm):
+        if len(numbered_folders(tmp_path / "run", "checkpoint-")) == 2:
+            with torch.no_grad():
+                next(iter(model.parameters())).fill_(float("nan"))
+        return step(accelerator, model, optimizer, batches, max_gradient_norm)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", poison)
+        with pytest.raises(TrainingDivergedError, match=r"step 5: .*last good checkpoint is .*checkpoint-000004"):
+            train(recipe)
+    train(recipe, resume=True)
+    assert losses(tmp_path / "run").keys() == set(range(1, 7))
+
+
+def test_accumulation_equals_one_larger_batch(recipe, tmp_path):
+    """Of the classes' loss only the first step is comparable: later ones depend on the sampled points."""
+    train(recipe, ["steps=1", "batch_size=4"], output_dir=tmp_path / "large")
+    train(recipe, ["steps=1", "batch_size=2", "accumulation=2"], output_dir=tmp_path / "small")
+    large, small = losses(tmp_path / "large"), losses(tmp_path / "small")
+    assert large[1] == pytest.approx(small[1], rel=0.1)
+
+
+def test_autocast_keeps_named_modules_in_float32(recipe, tmp_path):
+    train(recipe, ["steps=2", "mixed_precision=bf16", "float32_modules=[model.backbone]", "channels_last=true"])
+    with pytest.raises(ValueError, match=r"model\.bakbone"):
+        train(recipe, ["mixed_precision=bf16", "float32_modules=[model.bakbone]"], output_dir=tmp_path / "other")
+
+
+def test_unknown_config_field_is_refused(recipe):
+    with pytest.raises(ValueError, match="did you mean num_queries"):
+        train(recipe, ["model.config.num_querys=5"])
+
+
+def test_evaluation_refuses_other_classes(shapes, tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"class 0 is 'LABEL_0' in checkpoint .* and 'ground' in data"):
+        evaluate_checkpoint(tiny_checkpoint, shapes / "val")
+    with pytest.raises(ValueError, match="dtype is 'half'"):
+        evaluate_checkpoint(tiny_checkpoint, shapes / "val", dtype="half")
+
+
+def test_folders_appear_whole(tmp_path):
+    for step in (5, 40, 300):
+        folder = tmp_path / f"checkpoint-{step}"
+        (begin_folder(folder) / "weights").write_text(str(step))
+        assert not folder.exists()
+        finish_folder(folder)
+    assert [path.name for path in numbered_folders(tmp_path, "checkpoint-")] == [
+        "checkpoint-5",
+        "checkpoint-40",
+        "checkpoint-300",
+    ]
+    (begin_folder(folder) / "weights").write_text("again")
+    finish_folder(folder)
+    assert (folder / "weights").read_text() == "again"
+    keep_last(tmp_path, "checkpoint-", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-300", "checkpoint-40"]

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+from maskformer_hf.training.arguments import OptimizationArguments
+from maskformer_hf.training.optimization import WeightAverage, build_optimizer, parameter_groups, schedule
+
+
+def test_groups_follow_the_paper(tiny_checkpoint):
+    model = MaskFormerHfForUniversalSegmentation.from_pretrained(tiny_checkpoint)
+    groups = {
+        group["name"]: group
+        for group in parameter_groups(model, learning_rate=1.0, weight_decay=0.5, backbone_multiplier=0.1)
+    }
+    listed = [name for group in groups.values() for name in group["parameter_names"]]
+    assert sorted(listed) == sorted(name for name, value in model.named_parameters() if value.requires_grad)
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        # batch normalisation is frozen, hence nothing of the backbone is left without decay
+        "backbone, decay": (0.1, 0.5),
+        "heads, decay": (1.0, 0.5),
+        "heads, no decay": (1.0, 0.0),
+    }
+    still = groups["heads, no decay"]["parameter_names"]
+    assert any("quer" in name for name in still)
+    assert any("norm" in name for name in still)
+    assert any(name.endswith("bias") for name in groups["heads, decay"]["parameter_names"])
+
+
+def test_tables_do_not_decay_and_shared_weights_are_listed_once():
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.relative_position_bias_table = nn.Parameter(torch.zeros(3))
+    model.backbone.norm = nn.BatchNorm2d(2)
+    model.linear = nn.Linear(2, 2)
+    model.tied = nn.Linear(2, 2)
+    model.tied.weight = model.linear.weight
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.5, backbone_multiplier=0.1)
+    by_name = {name: group for group in groups for name in group["parameter_names"]}
+    assert by_name["backbone.relative_position_bias_table"]["weight_decay"] == 0
+    assert by_name["backbone.norm.weight"]["weight_decay"] == 0
+    assert sum(len(group["params"]) for group in groups) == 6
+
+
+@pytest.mark.parametrize("kind", ["poly", "cosine", "step"])
+def test_schedule_end_points(kind):
+    arguments = OptimizationArguments(schedule=kind, milestones=[0.5, 0.9], warmup_steps=10, warmup_factor=0.01)
+    factor = schedule(arguments, 100)
+    assert factor(0) == pytest.approx(0.01)
+    assert factor(9) < factor(10)
+    if kind == "step":
+        assert [factor(step) for step in (49, 50, 89, 90)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    else:
+        assert all(factor(step) > factor(step + 1) for step in range(10, 99))
+        assert 0 < factor(99) < 0.02
+    if kind == "poly":
+        assert factor(50) == pytest.approx(0.5**0.9)
+
+
+def test_average_of_weights():
+    parameter = nn.Parameter(torch.zeros(2))
+    average = WeightAverage([parameter], decay=0.9)
+    expected = torch.zeros(2)
+    for step in range(1, 30):
+        with torch.no_grad():
+            parameter += 1
+        average.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    trained = parameter.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(parameter.detach(), expected)
+    assert torch.equal(parameter, trained)
+    torch.testing.assert_close(average.averages[0], expected)
+
+
+def test_optimizer_knows_initial_rates(tiny_checkpoint):
+    model = MaskFormerHfForUniversalSegmentation.from_pretrained(tiny_checkpoint)
+    optimizer = build_optimizer(model, OptimizationArguments(learning_rate=1e-3, backbone_multiplier=0.1))
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {1e-3, 1e-4}
