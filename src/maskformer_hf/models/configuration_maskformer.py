@@ -108,6 +108,8 @@ class MaskFormerHfConfig(PreTrainedConfig):
             )
         self.backbone_config = _complete_backbone_config(self.backbone_config, self.num_channels)
         super().__post_init__(**kwargs)
+        # `strict` calls it as well, but wraps what is raised in an exception of its own that is no ValueError.
+        self.validate_parts()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
