@@ -344,7 +344,7 @@ def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
         task="panoptic" if former["TEST"]["PANOPTIC_ON"] else "semantic",
         object_mask_threshold=former["TEST"]["OBJECT_MASK_THRESHOLD"],
         overlap_mask_area_threshold=former["TEST"]["OVERLAP_THRESHOLD"],
-        num_labels=head["NUM_CLASSES"],
+        num_labels=head["NUM_CLASSES"],  # pyrefly: ignore[unexpected-keyword]
     )
 
 

@@ -1,0 +1,345 @@
+"""The loss, against formulas written out in numpy; what it refuses; and two processes against one."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
+from maskformer_hf.models.criterion import Criterion, dice_loss, focal_loss
+from maskformer_hf.models.matcher import match, matching_costs
+
+NUM_LABELS = 3
+
+
+def make_criterion(**changes) -> Criterion:
+    fields = {
+        "num_labels": NUM_LABELS,
+        "class_weight": 1.5,
+        "mask_weight": 20.0,
+        "dice_weight": 2.0,
+        "no_object_weight": 0.1,
+        "mask_loss": "dense",
+        "num_points": 64,
+        "oversample_ratio": 3.0,
+        "importance_sample_ratio": 0.75,
+    }
+    return Criterion(**{**fields, **changes}).eval()
+
+
+def predictions(layers=2, images=2, queries=6, height=8, width=12):
+    torch.manual_seed(0)
+    class_logits = 2 * torch.randn(layers, images, queries, NUM_LABELS + 1)
+    return class_logits, 3 * torch.randn(layers, images, queries, height, width)
+
+
+def targets(counts, height=32, width=48):
+    generator = torch.Generator().manual_seed(1)
+    masks = [torch.rand(count, height, width, generator=generator) > 0.5 for count in counts]
+    return masks, [torch.randint(NUM_LABELS, (count,), generator=generator) for count in counts]
+
+
+# --- formulas
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def plain_focal(logits: np.ndarray, target: np.ndarray) -> float:
+    p = sigmoid(logits)
+    return -np.mean(np.where(target, 0.25 * (1 - p) ** 2 * np.log(p), 0.75 * p**2 * np.log(1 - p)))
+
+
+def plain_dice(logits: np.ndarray, target: np.ndarray) -> float:
+    p = sigmoid(logits)
+    return 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+
+
+def plain_losses(class_logits, mask_logits, masks, labels) -> dict[str, float]:
+    """The terms of one layer: image by image, query by query, in double precision."""
+    weighted, weights, focal, dice = 0.0, 0.0, 0.0, 0.0
+    costs = matching_costs(class_logits[None], mask_logits[None], masks, labels, 1.5, 20.0, 2.0)
+    matches = match(costs, [len(x) for x in labels])[0]
+    for image, (query, target) in enumerate(matches):
+        classes = dict(zip(query.tolist(), labels[image][torch.from_numpy(target)].tolist(), strict=True))
+        for q, logits in enumerate(class_logits[image].double().numpy()):
+            label, weight = classes.get(q, NUM_LABELS), 1.0 if q in classes else 0.1
+            weighted -= weight * (logits[label] - np.log(np.exp(logits).sum()))
+            weights += weight
+        for q, t in zip(query, target, strict=True):
+            mask = masks[image][t].numpy()
+            large = F.interpolate(mask_logits[image, q].double()[None, None], mask.shape, mode="bilinear")[0, 0].numpy()
+            focal += plain_focal(large, mask)
+            dice += plain_dice(large, mask)
+    num_masks = max(sum(len(x) for x in labels), 1)
+    return {"loss_ce": weighted / weights, "loss_mask": focal / num_masks, "loss_dice": dice / num_masks}
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [0, 2], [0, 0], [8, 1]])
+def test_losses_are_those_of_the_formulas(counts):
+    class_logits, mask_logits = predictions()
+    masks, labels = targets(counts)
+    total, losses = make_criterion()(class_logits, mask_logits, masks, labels)
+    expected = {f"{name}_0": x for name, x in plain_losses(class_logits[0], mask_logits[0], masks, labels).items()}
+    expected |= plain_losses(class_logits[1], mask_logits[1], masks, labels)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    weights = {"loss_ce": 1.5, "loss_mask": 20.0, "loss_dice": 2.0}
+    weighted = sum(weights[name.removesuffix("_0")] * value for name, value in expected.items())
+    assert total.item() == pytest.approx(weighted, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_focal_and_dice_of_certain_predictions(dtype):
+    target = torch.zeros(1, 100, dtype=torch.bool)
+    target[:, :40] = True
+    right = torch.where(target, 200.0, -200.0)
+    assert focal_loss(right, target.to(dtype)).item() == 0
+    assert dice_loss(right, target.to(dtype)).item() == pytest.approx(0, abs=1e-6)
+    wrong = -right
+    assert focal_loss(wrong, target.to(dtype)).item() == pytest.approx(200 * (0.25 * 0.4 + 0.75 * 0.6))
+    assert dice_loss(wrong, target.to(dtype)).item() == pytest.approx(1 - 1 / 101)
+
+
+def test_focal_and_dice_of_boolean_and_floating_point_targets():
+    torch.manual_seed(0)
+    logits, target = 5 * torch.randn(4, 50), torch.rand(4, 50) > 0.5
+    for loss in (focal_loss, dice_loss):
+        torch.testing.assert_close(loss(logits, target), loss(logits, target.float()))
+
+
+def test_gradients_are_those_of_the_formulas():
+    """Of focal and dice loss, by finite differences in double precision."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 10, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 10) > 0.5
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target), logits)
+    assert torch.autograd.gradcheck(lambda x: dice_loss(x, target), logits)
+
+
+# --- targets of every number and kind
+
+
+def test_without_targets_only_the_classes_are_trained():
+    class_logits, mask_logits = (x.requires_grad_() for x in predictions())
+    masks, labels = targets([0, 0])
+    total, losses = make_criterion()(class_logits, mask_logits, masks, labels)
+    assert losses["loss_mask"].item() == losses["loss_dice_0"].item() == 0
+    total.backward()
+    assert class_logits.grad.abs().max() > 0
+    # A gradient of zero and not none: DDP waits for every parameter.
+    assert mask_logits.grad is not None
+    assert mask_logits.grad.abs().max() == 0
+
+
+def test_more_targets_than_queries_are_warned_about_once(caplog):
+    criterion = make_criterion()
+    masks, labels = targets([9, 1])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            total, _ = criterion(*predictions(), masks, labels)
+    assert total.isfinite()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "An image has 9 targets but the model only 6 queries"
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_masks_of_other_types_are_the_same(dtype):
+    masks, labels = targets([3, 1])
+    expected, _ = make_criterion()(*predictions(), masks, labels)
+    total, _ = make_criterion()(*predictions(), [mask.to(dtype) for mask in masks], labels)
+    assert torch.equal(total, expected)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("label", [-1, NUM_LABELS, 255])
+def test_a_label_out_of_range_is_named(label):
+    masks, labels = targets([3, 2])
+    labels[1][1] = label
+    with pytest.raises(ValueError, match=rf"Image 1 of the batch has class label {label}, but the model knows 0 to 2"):
+        make_criterion()(*predictions(), masks, labels)
+
+
+@pytest.mark.parametrize("value", [2, 255, -1, 0.5, float("nan")])
+def test_a_value_that_is_no_mask_is_named(value):
+    masks, labels = targets([3, 2])
+    masks = [mask.float() for mask in masks]
+    masks[1][0, 5, 5] = value
+    with pytest.raises(ValueError, match=r"Masks of image 1 of the batch hold the value (2|255|-1|0\.5|nan)"):
+        make_criterion()(*predictions(), masks, labels)
+
+
+@pytest.mark.parametrize("counts", [[3, 2], [3, 0], [0, 0]])
+def test_predictions_that_are_not_finite_are_named(counts):
+    class_logits, mask_logits = predictions()
+    mask_logits[0, 1, 2, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"decoder layer 0 for image 1 of the batch are not finite"):
+        make_criterion()(class_logits, mask_logits, *targets(counts))
+
+
+def test_sizes_that_disagree_are_named():
+    masks, labels = targets([3, 2])
+    with pytest.raises(ValueError, match=r"Masks of image 1 have size \(30, 48\), those of image 0 \(32, 48\)"):
+        make_criterion()(*predictions(), [masks[0], masks[1][:, :30]], labels)
+    with pytest.raises(ValueError, match=r"Image 0 of the batch has 3 masks but 2 class labels"):
+        make_criterion()(*predictions(), masks, [labels[0][:2], labels[1]])
+    with pytest.raises(ValueError, match=r"one entry for each of the 2 images, got 1 and 2"):
+        make_criterion()(*predictions(), masks[:1], labels)
+
+
+def test_masks_of_another_size_than_the_images_are_named():
+    """Stretching them would train on masks that are shifted against the images."""
+    masks, labels = targets([2], height=60, width=90)
+    with pytest.raises(
+        ValueError, match=r"Masks of image 0 .* size \(60, 90\), `pixel_values` \(64, 96\): pad the masks"
+    ):
+        tiny_model()(torch.zeros(1, 3, 64, 96), mask_labels=masks, class_labels=labels)
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_predictions_are_single_precision(dtype):
+    class_logits, mask_logits = (x.to(dtype) for x in predictions())
+    masks, labels = targets([3, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, losses = make_criterion()(class_logits, mask_logits, masks, labels)
+    expected, _ = make_criterion()(class_logits.float(), mask_logits.float(), masks, labels)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert torch.equal(total, expected)
+
+
+# --- losses on points
+
+
+def look_at(points_P2: torch.Tensor, monkeypatch):
+    """Sampled losses see these points of every mask, in place of random ones."""
+    monkeypatch.setattr(
+        "maskformer_hf.models.criterion.uncertain_points",
+        lambda logits, *_: points_P2.expand(len(logits), -1, -1),
+    )
+
+
+def test_all_pixels_as_points_give_the_dense_loss(monkeypatch):
+    arguments = *predictions(height=32, width=48), *targets([3, 1])
+    y, x = torch.meshgrid((torch.arange(32) + 0.5) / 32, (torch.arange(48) + 0.5) / 48, indexing="ij")
+    look_at(torch.stack((x, y), dim=-1).flatten(0, 1), monkeypatch)
+    dense_total, dense = make_criterion()(*arguments)
+    total, losses = make_criterion(mask_loss="points")(*arguments)
+    assert losses.keys() == dense.keys()
+    torch.testing.assert_close(total, dense_total)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, dense[name])
+
+
+def test_points_of_flat_predictions_give_the_dense_loss(monkeypatch):
+    """Where all logits of a mask are equal and its target is full, it does not matter where one looks."""
+    look_at(0.25 + 0.5 * torch.rand(500, 2), monkeypatch)  # near the edge, values fade to zero
+    mask_logits = torch.tensor([-1.0, 0.5, 2.0, -2.0, 1.0, 0.0])[:, None, None].expand(1, 2, 6, 8, 12)
+    masks = [torch.ones(count, 32, 48, dtype=torch.bool) for count in (1, 2)]
+    arguments = predictions(layers=1)[0], mask_logits, masks, [torch.tensor([0]), torch.tensor([1, 2])]
+    _, dense = make_criterion()(*arguments)
+    _, losses = make_criterion(mask_loss="points")(*arguments)
+    torch.testing.assert_close(losses["loss_mask"], dense["loss_mask"])
+    # The 1 above and below the line weighs less the more points there are.
+    torch.testing.assert_close(losses["loss_dice"], dense["loss_dice"], rtol=0, atol=2e-3)
+
+
+def test_random_points_come_near_the_dense_loss():
+    """With no preference for uncertain ones, many points are a fair sample of the dense loss."""
+    class_logits, mask_logits = predictions(layers=1, height=8, width=12)
+    smooth = F.interpolate(mask_logits[0], size=(4, 6), mode="area")[None]
+    masks = [torch.zeros(2, 32, 48, dtype=torch.bool) for _ in range(2)]
+    for image, mask in enumerate(masks):
+        mask[0, :, : 20 + image], mask[1, 10:, 30:] = True, True
+    arguments = class_logits, smooth, masks, [torch.tensor([0, 1])] * 2
+    _, dense = make_criterion()(*arguments)
+    criterion = make_criterion(mask_loss="points", num_points=20_000, oversample_ratio=1, importance_sample_ratio=0)
+    _, losses = criterion(*arguments)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(dense[name].item(), rel=0.1)
+
+
+def test_evaluation_does_not_move_and_training_does():
+    criterion = make_criterion(mask_loss="points")
+    arguments = *predictions(), *targets([3, 1])
+    assert criterion(*arguments)[0] == criterion(*arguments)[0]
+    state = torch.get_rng_state()
+    criterion(*arguments)
+    assert torch.equal(torch.get_rng_state(), state), "an evaluation must not change what is random elsewhere"
+    criterion.train()
+    assert criterion(*arguments)[0] != criterion(*arguments)[0]
+
+
+# --- several processes
+
+
+def tiny_model() -> MaskFormerForUniversalSegmentation:
+    torch.manual_seed(0)
+    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    config = MaskFormerConfig(
+        backbone_config={"model_type": "resnet", **backbone},
+        feature_size=32,
+        mask_feature_size=16,
+        hidden_size=16,
+        num_attention_heads=2,
+        ffn_dim=32,
+        decoder_layers=2,
+        num_queries=6,
+        num_labels=NUM_LABELS,
+        dropout=0.0,
+    )
+    return MaskFormerForUniversalSegmentation(config).train()
+
+
+# Targets of the four images: two a process, and the processes have very different numbers.
+COUNTS = [4, 2, 0, 1]
+
+
+def batch(images: slice) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    pixel_values = torch.randn(len(COUNTS), 3, 64, 96, generator=generator)
+    masks, labels = targets(COUNTS, 64, 96)
+    return {"pixel_values": pixel_values[images], "mask_labels": masks[images], "class_labels": labels[images]}
+
+
+def run_process(rank: int, folder: str):
+    """Two steps under DDP, which fails in the second one where a parameter got no gradient in the first."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = DistributedDataParallel(tiny_model())
+    own = batch(slice(2 * rank, 2 * rank + 2))
+    for _ in range(2):
+        model.zero_grad()
+        output = model(**own)
+        output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
+    losses = {name: loss.detach() for name, loss in output.loss_dict.items()}
+    torch.save((output.loss.detach(), losses, gradients), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path):
+    """Their mean loss, each of its terms and the gradients; transformers' own loss grows with the number of GPUs."""
+    multiprocessing.start_processes(run_process, (str(tmp_path),), nprocs=2, start_method="spawn")
+    (loss_0, terms_0, gradients), (loss_1, terms_1, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    model = tiny_model()
+    output = model(**batch(slice(None)))
+    output.loss.backward()
+    torch.testing.assert_close((loss_0 + loss_1) / 2, output.loss.detach())
+    assert terms_0.keys() == output.loss_dict.keys()
+    for name, term in output.loss_dict.items():
+        torch.testing.assert_close((terms_0[name] + terms_1[name]) / 2, term.detach())
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5 * float(largest))

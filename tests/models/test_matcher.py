@@ -1,0 +1,135 @@
+"""Matching of queries and targets, against formulas written out in numpy and against trying everything."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from maskformer_hf.models.matcher import _nearest, match, matching_costs
+
+WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
+
+
+def plain_cost(class_logits, mask_logits, masks, labels) -> np.ndarray:
+    """(Q, N) for one image, from the paper's formulas, one query and one target at a time, in double precision."""
+    class_logits, mask_logits = (np.asarray(x, dtype=np.float64) for x in (class_logits, mask_logits))
+    probability = np.exp(class_logits) / np.exp(class_logits).sum(1, keepdims=True)
+    result = np.zeros((len(class_logits), len(labels)))
+    for q, logits in enumerate(mask_logits):
+        p = 1 / (1 + np.exp(-logits))
+        for n, target in enumerate(np.asarray(masks, dtype=np.float64)):
+            focal = -np.mean(0.25 * target * (1 - p) ** 2 * np.log(p) + 0.75 * (1 - target) * p**2 * np.log(1 - p))
+            dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+            result[q, n] = 1.5 * -probability[q, labels[n]] + 20 * focal + 2 * dice
+    return result
+
+
+def predictions(layers=2, images=2, queries=5, classes=4, height=6, width=9):
+    torch.manual_seed(0)
+    class_logits = 2 * torch.randn(layers, images, queries, classes)
+    return class_logits, 3 * torch.randn(layers, images, queries, height, width)
+
+
+def targets(counts, height=6, width=9, classes=3):
+    masks = [torch.rand(n, height, width) > 0.5 for n in counts]
+    return masks, [torch.randint(classes, (n,)) for n in counts]
+
+
+def test_costs_are_those_of_the_formulas():
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([3, 1])
+    costs = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    assert costs.shape == (2, 2, 5, 3)
+    for layer in range(2):
+        for image, count in enumerate([3, 1]):
+            expected = plain_cost(class_logits[layer, image], mask_logits[layer, image], masks[image], labels[image])
+            np.testing.assert_allclose(costs[layer, image, :, :count], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_are_reduced_to_the_nearest_pixel():
+    class_logits, mask_logits = predictions(height=6, width=9)
+    masks, labels = targets([2, 2], height=23, width=34)
+    small = [F.interpolate(m[:, None].float(), size=(6, 9), mode="nearest")[:, 0].bool() for m in masks]
+    costs = [matching_costs(class_logits, mask_logits, m, labels, **WEIGHTS) for m in (masks, small)]
+    assert torch.equal(*costs)
+
+
+@pytest.mark.parametrize("size", [(17, 23), (64, 96), (70, 90), (101, 7)])
+@pytest.mark.parametrize("small", [(4, 6), (16, 24), (18, 23), (26, 2)])
+def test_nearest_pixels_are_those_of_interpolate(size, small):
+    masks = torch.rand(2, *size) > 0.5
+    expected = F.interpolate(masks[:, None].float(), size=small, mode="nearest")[:, 0]
+    assert torch.equal(_nearest(masks, small), expected)
+
+
+def test_cost_of_certain_predictions_is_finite_and_ordered():
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    logits = torch.where(mask, 1000.0, -1000.0)
+    mask_logits = torch.cat((logits, -logits), dim=1)[None]
+    class_logits = torch.tensor([[[[1000.0, -1000.0], [-1000.0, 1000.0]]]])
+    costs = matching_costs(class_logits, mask_logits, [mask[0]], [torch.tensor([0])], **WEIGHTS)[0, 0, :, 0]
+    assert costs[0].item() == pytest.approx(-1.5)
+    assert costs[1].isfinite()
+    assert costs[1] > 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_costs_of_half_precision_predictions_are_single_precision(dtype):
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([3, 1])
+    costs = matching_costs(class_logits.to(dtype), mask_logits.to(dtype), masks, labels, **WEIGHTS)
+    assert costs.dtype == torch.float32
+    rounded = matching_costs(class_logits.to(dtype).float(), mask_logits.to(dtype).float(), masks, labels, **WEIGHTS)
+    assert torch.equal(costs, rounded)
+
+
+def test_costs_are_single_precision_under_autocast():
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([3, 1])
+    expected = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True), torch.autocast("cpu", enabled=False):
+        assert torch.equal(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), expected)
+
+
+def cheapest(cost: np.ndarray) -> float:
+    """Of all assignments of every query or every target, whichever are fewer."""
+    cost = cost if cost.shape[0] >= cost.shape[1] else cost.T
+    rows, columns = cost.shape
+    return min(cost[list(order), range(columns)].sum() for order in permutations(range(rows), columns))
+
+
+@pytest.mark.parametrize(("queries", "count"), [(5, 3), (4, 4), (3, 5), (6, 1), (1, 4)])
+def test_no_other_assignment_is_cheaper(queries, count):
+    costs = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, queries, count)).astype(np.float32))
+    for layer, images in enumerate(match(costs, [count] * 3)):
+        for image, (query, target) in enumerate(images):
+            cost = costs[layer, image].double().numpy()
+            assert len(set(query)) == len(set(target)) == len(query) == min(queries, count)
+            assert list(query) == sorted(query)
+            assert cost[query, target].sum() == pytest.approx(cheapest(cost))
+
+
+def test_images_may_have_no_target():
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([0, 2])
+    matches = match(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 2])
+    for layer in matches:
+        assert [len(query) for query, _ in layer] == [0, 2]
+    masks, labels = targets([0, 0])
+    matches = match(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 0])
+    assert [len(query) for layer in matches for query, _ in layer] == [0] * 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("counts", [[2, 3], [2, 0], [0, 0]])
+@pytest.mark.parametrize("kind", ["classes", "masks"])
+def test_predictions_that_are_not_finite_are_named(value, counts, kind):
+    class_logits, mask_logits = predictions()
+    (class_logits if kind == "classes" else mask_logits)[1, 1, 2].fill_(value)
+    masks, labels = targets(counts)
+    costs = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    with pytest.raises(ValueError, match=r"decoder layer 1 for image 1 of the batch are not finite"):
+        match(costs, counts)
