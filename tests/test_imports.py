@@ -18,8 +18,9 @@ LAYERS = [
     {"presets"},
     {"data", "metrics", "models"},
 ]
-# Parts of one layer that know each other: a picture and a pipeline are made of predictions.
-SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("__main__", "cli")}
+# Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
+# checkpoint for whoever measures it.
+SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", "inference"), ("__main__", "cli")}
 
 
 def imported_parts(path: Path) -> set[str]:

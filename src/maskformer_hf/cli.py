@@ -206,8 +206,10 @@ def evaluate(
         from .training import evaluate_checkpoint
         from .training.evaluation import format_table
 
+        # An unknown name is told from a Hub name before anything is downloaded.
+        checkpoint_path(checkpoint)
         result = evaluate_checkpoint(
-            checkpoint_path(checkpoint),
+            checkpoint,
             data,
             task=task.value if task else None,
             device=device,
@@ -281,7 +283,7 @@ def _picture_paths(photos: list[Path], output: Path | None, several: bool, write
     target = output or (DEFAULT_FOLDER if several else DEFAULT_PICTURE)
     if several or target.is_dir() or not target.suffix:
         if target.is_file() or target.suffix.lower() in IMAGE_SUFFIXES:
-            raise ValueError(f"--output {str(target)!r} is a file, but {len(photos)} photos need a folder")
+            raise ValueError(f"--output {str(target)!r} is a file; the pictures of several photos need a folder")
         pictures: list[Path] = []
         taken: set[str] = set()
         for photo in photos:

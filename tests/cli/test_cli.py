@@ -131,13 +131,13 @@ def test_options_that_change_the_answer(segment, photo_paths):
 
 
 MISTAKES = {
-    "no such file": (["nothing.jpg"], "nothing.jpg"),
-    "an empty folder": (["empty"], "empty.*no images"),
-    "a file for several": (["{photo}", "{other}", "--output", "one.png"], "one.png.*folder"),
-    "no image format": (["{photo}", "--output", "result.docx"], "docx"),
-    "an unknown checkpoint": (["{photo}", "--checkpoint", "nonsense"], "nonsense"),
-    "an unknown device": (["{photo}", "--device", "toaster"], "toaster"),
-    "an unknown dtype": (["{photo}", "--dtype", "int3"], "int3.*|.*int3"),
+    "no such file": (["nothing.jpg"], "no file 'nothing.jpg'"),
+    "an empty folder": (["empty"], "'empty' holds no images"),
+    "a file for several": (["{photo}", "{other}", "--output", "one.png"], "'one.png' is a file"),
+    "no image format": (["{photo}", "--output", "result.docx"], ".docx is no image format"),
+    "an unknown checkpoint": (["{photo}", "--checkpoint", "nonsense"], "no checkpoint 'nonsense'"),
+    "an unknown device": (["{photo}", "--device", "toaster"], "device 'toaster'"),
+    "an unknown dtype": (["{photo}", "--dtype", "int3"], "'bfloat16'"),
     "over the photo": (["copy.png", "--output", "copy.png"], "overwritten"),
 }
 
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(run, tiny_checkpoint, photo_paths, tmp_path, mist
     arguments = [str(a).format(photo=photo_paths[0], other=photo_paths[1]) for a in arguments]
     if "--checkpoint" not in arguments:
         arguments += ["--checkpoint", str(tiny_checkpoint)]
-    assert message.split(".*")[0] in one_line_error(run("segment", *arguments))
+    assert message in one_line_error(run("segment", *arguments))
 
 
 def test_an_unknown_task_is_a_usage_error(run, photo_paths):
@@ -228,6 +228,7 @@ def test_evaluate(run, tiny_checkpoint, tmp_path):
 
 def test_evaluate_mistakes(run, tiny_checkpoint, tmp_path):
     assert "nowhere" in one_line_error(run("evaluate", tiny_checkpoint, "nowhere"))
+    assert "no checkpoint 'nonsense'" in one_line_error(run("evaluate", "nonsense", tmp_path))
     data = write_data(tmp_path / "data", names=("sky", "road", "car", "bus"))
     assert "'bus'" in one_line_error(run("evaluate", tiny_checkpoint, data / "val", "--device", "cpu"))
 
