@@ -28,17 +28,19 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import logging
+from transformers.utils import logging, requires_backends
 
 from .post_processing import (
     encode_coco_rle,
     flatten_instances,
     image_geometries,
     instance_segmentation,
+    keep_instances,
     panoptic_segmentation,
     semantic_scores,
     semantic_segmentation,
 )
+from .remote_code import CodeOnTheHub
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -83,7 +85,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     return_void_masks: bool
 
 
-class MaskFormerHfImageProcessor(TorchvisionBackend):
+class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
     """Prepares images and targets for, and reads the outputs of, the models of this package.
 
     Images are PIL images, numpy arrays, torch tensors (channels first or last), paths or URLs, one or several, with
@@ -110,7 +112,10 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
     return_void_masks = False
 
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
+        requires_backends(self, "torchvision")
         options: dict[str, Any] = dict(kwargs)
+        # Of a file from the Hub; what is saved from here on must not refer to the code of that repository.
+        options.pop("auto_map", None)
         source = {options.pop("image_processor_type", None), options.pop("feature_extractor_type", None)}
         if source & set(ROUNDING_PROCESSORS):
             options.setdefault("round_to_divisor", True)
@@ -358,8 +363,7 @@ class MaskFormerHfImageProcessor(TorchvisionBackend):
                 segmentation = instances.masks
             else:
                 segmentation, drawn = flatten_instances(instances, overlap_mask_area_threshold)
-                if not bool(drawn.all()):
-                    instances = instances._replace(**{name: part[drawn] for name, part in instances._asdict().items()})
+                instances = keep_instances(instances, drawn)
             rows = zip(
                 instances.scores.tolist(),
                 instances.labels.tolist(),
