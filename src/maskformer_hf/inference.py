@@ -137,13 +137,10 @@ def load(
             f"The weights of checkpoint {str(name_or_path)!r} are truncated or no safetensors file ({error}): copy or "
             "download them again."
         ) from error
-    except StrictDataclassError as error:
-        # The first line says which check failed; what it said is the cause.
-        raise ValueError(
-            f"Checkpoint {str(name_or_path)!r} has an impossible configuration: {_first_line(error.__cause__ or error)}"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"Checkpoint {str(name_or_path)!r} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
+        # A strict dataclass names the check that failed in its first line; what the check said is the cause.
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        raise ValueError(f"Checkpoint {str(name_or_path)!r} cannot be loaded: {_first_line(cause or error)}") from error
     absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if absent:
         raise ValueError(
