@@ -153,7 +153,8 @@ def main() -> None:
 
     print(
         f"{options.height}x{options.width}, {options.queries} queries, {options.classes} classes, "
-        f"{options.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}, median of {options.repeats}"
+        f"{options.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"median of {options.repeats}"
     )
     print(f"{'logits':8}{'task':10}{'transformers':>22}{'maskformer_hf':>22}{'faster':>9}{'memory':>9}")
     for kind in options.kinds:

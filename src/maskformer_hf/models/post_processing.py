@@ -16,6 +16,7 @@ way, as they do between two machines.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ MARGIN = 1e-5
 CELLS_PER_BLOCK = 2
 
 # Numbers held at once in each temporary: on a CPU what fits its caches, elsewhere what keeps the kernels busy.
-CPU_BUDGET = 2**20
+CPU_BUDGET = 2**19
 DEVICE_BUDGET = 2**24
 
 
@@ -62,13 +63,14 @@ class Instances(NamedTuple):
 def image_geometries(
     outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
 ) -> list[ImageGeometry]:
-    """Reads the sizes of each image of a batch from model outputs.
+    """Reads the sizes of each image of a batch from model outputs, be their masks of queries or logits of pixels.
 
     Without `outputs.padded_sizes` the padded input is taken to be four times as large as the mask logits, without
     `outputs.image_sizes` the images are taken to be unpadded. Without target sizes the result has the image size.
     Raises ValueError for sizes that contradict each other, naming the image.
     """
-    batch_size, _, mask_height, mask_width = outputs.masks_queries_logits.shape
+    maps = outputs.logits if is_per_pixel(outputs) else outputs.masks_queries_logits
+    batch_size, _, mask_height, mask_width = maps.shape
     default = [(4 * mask_height, 4 * mask_width)] * batch_size
     padded_sizes = _size_list(getattr(outputs, "padded_sizes", None), default, "padded_sizes")
     image_sizes = _size_list(getattr(outputs, "image_sizes", None), padded_sizes, "image_sizes")
@@ -77,6 +79,11 @@ def image_geometries(
         if image[0] > padded[0] or image[1] > padded[1]:
             raise ValueError(f"Image {index}: image size {image} is larger than the padded size {padded}.")
     return [ImageGeometry(*sizes) for sizes in zip(padded_sizes, image_sizes, targets, strict=True)]
+
+
+def is_per_pixel(outputs: Any) -> bool:
+    """Whether model outputs are class logits of every pixel, `logits`, and not classes and masks of queries."""
+    return getattr(outputs, "logits", None) is not None
 
 
 def _size_list(sizes: Any, default: list[tuple[int, int]], name: str) -> list[tuple[int, int]]:
@@ -114,25 +121,26 @@ def semantic_segmentation(
         strips = semantic_score_strips(class_logits, mask_logits, geometry, resize=resize)
         return torch.cat([scores.argmax(0) for scores in strips])
     probabilities = _class_probabilities(class_logits)[:, :-1].contiguous()
-    rows, columns = _block_axes(mask_logits, geometry)
-    canvas = _empty_canvas(rows, columns, torch.int64, mask_logits.device)
+    grid = _make_grid(mask_logits, geometry)
+    canvas = _empty_canvas(grid, torch.int64)
     with _full_precision(mask_logits):
-        for band in _bands(mask_logits, rows, columns):
+        for band in _bands(mask_logits, grid):
             lower = band.low.sigmoid_() @ probabilities
             upper = band.high.sigmoid_() @ probabilities
             best, winner = lower.max(1)
             upper.scatter_(1, winner[:, None], -1.0)
             undecided = (best <= upper.amax(1) + MARGIN).nonzero()[:, 0]
             _fill(canvas, band, winner)
-            for blocks in _chunks(undecided, rows, columns, max(probabilities.shape)):
+            for blocks in _chunks(undecided, grid, max(probabilities.shape)):
                 # Of the many classes only those are compared that can win a pixel of these blocks.
                 possible = (upper[blocks] >= best[blocks, None] - MARGIN).any(0)
                 possible[winner[blocks]] = True
                 classes = possible.nonzero()[:, 0]
-                masks = _logits_in_blocks(band, rows, columns, blocks).sigmoid_()
+                row, column = _block_position(band, grid, blocks)
+                masks = _logits_in_blocks(band, grid, row, column).sigmoid_()
                 scores = masks.flatten(0, 1) @ probabilities[:, classes]
-                _paint(canvas, band, blocks, classes[scores.argmax(1)])
-    return _crop(canvas, rows, columns)
+                _paint(canvas, row, column, classes[scores.argmax(1)])
+    return _crop(canvas, grid)
 
 
 @torch.no_grad()
@@ -181,6 +189,34 @@ def semantic_score_strips(
 
 
 @torch.no_grad()
+def per_pixel_segmentation(logits: Tensor, geometry: ImageGeometry) -> Tensor:
+    """Class id of every pixel, (H, W) int64, from class logits of every pixel (K, h, w), the larger the better."""
+    grid = _make_grid(logits, geometry)
+    canvas = _empty_canvas(grid, torch.int64)
+    with _full_precision(logits):
+        for band in _bands(logits, grid):
+            best, winner = band.low.max(1)
+            band.high.scatter_(1, winner[:, None], -math.inf)
+            undecided = (best <= band.high.amax(1) + MARGIN).nonzero()[:, 0]
+            _fill(canvas, band, winner)
+            for blocks in _chunks(undecided, grid, len(logits)):
+                row, column = _block_position(band, grid, blocks)
+                _paint(canvas, row, column, _logits_in_blocks(band, grid, row, column).argmax(-1))
+    return _crop(canvas, grid)
+
+
+@torch.no_grad()
+def per_pixel_scores(logits: Tensor, geometry: ImageGeometry) -> Tensor:
+    """Class logits of every pixel, (K, H, W) float32, as `per_pixel_segmentation` compares them."""
+    padded, image, target = geometry
+    resized = F.interpolate(logits[None].float(), size=padded, mode="bilinear", align_corners=False)
+    resized = resized[..., : image[0], : image[1]]
+    if image != target:
+        resized = F.interpolate(resized, size=target, mode="bilinear", align_corners=False)
+    return resized[0]
+
+
+@torch.no_grad()
 def panoptic_segmentation(
     class_logits: Tensor,
     mask_logits: Tensor,
@@ -210,32 +246,38 @@ def panoptic_segmentation(
         return torch.zeros(geometry.target_size, dtype=torch.int32, device=mask_logits.device), []
     scores, labels = scores[kept], labels[kept]
     limit = _logit(mask_threshold)
-    rows, columns = _block_axes(mask_logits, geometry)
+    grid = _make_grid(mask_logits, geometry)
     # Holds k for pixels that query k won and that its own mask covers, and k + number of queries for others that it
     # won.
-    canvas = _empty_canvas(rows, columns, torch.int32, mask_logits.device)
+    canvas = _empty_canvas(grid, torch.int32)
     mask_areas = torch.zeros(len(kept), dtype=torch.int64, device=mask_logits.device)
-    pixels = (rows.inside.sum(1)[:, None] * columns.inside.sum(1)).flatten()
     with _full_precision(mask_logits):
-        for band in _bands(mask_logits[kept], rows, columns):
+        for band in _bands(mask_logits[kept], grid):
             covered = band.low >= limit
-            lower, upper = band.low.sigmoid_().mul_(scores), (band.high.sigmoid() * scores)
+            partly_covered = (band.high >= limit) & ~covered
+            mask_areas += _count(grid.pixels[band.start : band.stop].flatten(), covered)
+            lower, upper = band.low.sigmoid_().mul_(scores), band.high.sigmoid_().mul_(scores)
             best, winner = lower.max(1)
-            upper.scatter_(1, winner[:, None], -1.0)
-            partly_covered = ((band.high >= limit) & ~covered).any(1)
-            needs_pixels = (best <= upper.amax(1) + MARGIN) | partly_covered
-            covered &= ~needs_pixels[:, None]
-            mask_areas += _count(pixels[band.start * columns.blocks : band.stop * columns.blocks], covered)
             own = covered.gather(1, winner[:, None])[:, 0]
             _fill(canvas, band, torch.where(own, winner, winner + len(kept)))
-            for blocks in _chunks(needs_pixels.nonzero()[:, 0], rows, columns, len(scores)):
-                logits = _logits_in_blocks(band, rows, columns, blocks)
+            # A block is computed where a second query may win a pixel, and where a mask has an edge to be counted; in
+            # it only the queries which that concerns.
+            candidates = upper >= best[:, None] - MARGIN
+            needs_pixels = (candidates.sum(1) > 1) | partly_covered.any(1)
+            concerned = (candidates | partly_covered) & needs_pixels[:, None]
+            for blocks, queries, listed in _query_lists(concerned, grid):
+                row, column = _block_position(band, grid, blocks)
+                logits = _listed_logits(band, grid, row, column, queries)
                 covers = logits >= limit
-                winner = (logits.sigmoid_().mul_(scores)).argmax(-1)
-                own = covers.gather(2, winner[..., None])[..., 0]
-                _paint(canvas, band, blocks, torch.where(own, winner, winner + len(kept)))
-                mask_areas += _count(_inside_blocks(band, rows, columns, blocks).flatten(), covers.flatten(0, 1))
-    ids = _crop(canvas, rows, columns)
+                weights = torch.where(listed, scores[queries], -1.0)  # what only fills the list cannot win
+                place = logits.sigmoid_().mul_(weights[..., None]).max(1, keepdim=True).indices
+                winner = queries[..., None].expand_as(logits).gather(1, place)[:, 0]
+                own = covers.gather(1, place)[:, 0]
+                _paint(canvas, row, column, torch.where(own, winner, winner + len(kept)))
+                counts = (covers & _inside_blocks(grid, row, column)[:, None]).sum(-1)
+                counts *= listed & partly_covered[blocks].gather(1, queries)
+                mask_areas.index_add_(0, queries.flatten(), counts.flatten())
+    ids = _crop(canvas, grid)
     won = torch.bincount(ids.flatten(), minlength=2 * len(kept)).view(2, -1)
 
     # From here on everything is a few numbers a query: one copy to the host, plain Python, one table look-up back.
@@ -331,7 +373,7 @@ def flatten_instances(instances: Instances, overlap_mask_area_threshold: float =
         visible = torch.count_nonzero(free)
         drawn[index] = draw = (visible > 0) & (visible >= wanted[index])
         ids = ids + draw
-        window.masked_fill_(free, ids * draw)  # an id of 0 changes nothing here
+        window += free * (ids * draw)
     return segmentation, drawn
 
 
@@ -386,6 +428,21 @@ class _Axis(NamedTuple):
     inside: Tensor  # (blocks, block) bool, False for pixels beyond the picture
 
 
+class _Grid(NamedTuple):
+    """The blocks of a picture. Both weights are spread over the pixels of a block and the cells that it reads, so that
+    their product is what interpolation does in one block."""
+
+    rows: _Axis
+    columns: _Axis
+    row_weights: Tensor  # (block rows, pixels of a block, cells) float32
+    column_weights: Tensor  # (block columns, pixels of a block, cells) float32
+    pixels: Tensor  # (block rows, block columns) int64, pixels of each block that belong to the picture
+
+    @property
+    def block_pixels(self) -> int:
+        return self.rows.block * self.columns.block
+
+
 class _Band(NamedTuple):
     """Some rows of blocks with all that belongs to them; blocks are numbered row by row within the band."""
 
@@ -397,12 +454,18 @@ class _Band(NamedTuple):
     high: Tensor  # (blocks, Q) largest
 
 
-def _block_axes(mask_logits: Tensor, geometry: ImageGeometry) -> tuple[_Axis, _Axis]:
+def _make_grid(mask_logits: Tensor, geometry: ImageGeometry) -> _Grid:
     padded, image, target = geometry
     device = mask_logits.device
-    return (
-        _block_axis(mask_logits.shape[-2], padded[0], image[0], target[0], device),
-        _block_axis(mask_logits.shape[-1], padded[1], image[1], target[1], device),
+    rows = _block_axis(mask_logits.shape[-2], padded[0], image[0], target[0], device)
+    columns = _block_axis(mask_logits.shape[-1], padded[1], image[1], target[1], device)
+    shape = (rows.block, columns.block, rows.cells.shape[1], columns.cells.shape[1])
+    return _Grid(
+        rows,
+        columns,
+        rows.weights[:, :, None, :, None].expand(-1, *shape).flatten(3).flatten(1, 2),
+        columns.weights[:, None, :, None, :].expand(-1, *shape).flatten(3).flatten(1, 2),
+        rows.inside.sum(1)[:, None] * columns.inside.sum(1),
     )
 
 
@@ -438,9 +501,10 @@ def _block_axis(mask: int, padded: int, image: int, target: int, device: torch.d
     )
 
 
-def _bands(mask_logits: Tensor, rows: _Axis, columns: _Axis) -> Iterator[_Band]:
+def _bands(mask_logits: Tensor, grid: _Grid) -> Iterator[_Band]:
     """Cuts the picture into bands of block rows; the bounds of the last band are free to be overwritten."""
     queries, _, width = mask_logits.shape
+    rows, columns = grid.rows, grid.columns
     span = rows.cells.shape[1]
     cells_per_row = max(1, (rows.first_cell[-1] - rows.first_cell[0]) // max(1, rows.blocks - 1))
     step = _budget(mask_logits.device) // (max(1, queries) * width * cells_per_row)
@@ -455,7 +519,9 @@ def _bands(mask_logits: Tensor, rows: _Axis, columns: _Axis) -> Iterator[_Band]:
         low = _pool(cells, row_cells, columns.cells, torch.minimum)
         high = _pool(cells, row_cells, columns.cells, torch.maximum)
         if not bool(torch.isfinite(low.sum() + high.sum())):
-            raise ValueError("masks_queries_logits hold NaN or infinity; check the weights and the pixel values.")
+            raise ValueError(
+                "The logits of masks or pixels hold NaN or infinity; check the weights and the pixel values."
+            )
         yield _Band(start, stop, cells, first_row, low, high)
 
 
@@ -469,40 +535,80 @@ def _pool(cells: Tensor, row_cells: Tensor, column_cells: Tensor, operation: Any
     return cells.flatten(0, 1)
 
 
-def _chunks(blocks: Tensor, rows: _Axis, columns: _Axis, values_per_pixel: int) -> Sequence[Tensor]:
+def _blocks_at_once(grid: _Grid, values_per_pixel: int) -> int:
+    cells = grid.row_weights.shape[2]  # a weight for each of them and each pixel
+    return max(1, _budget(grid.pixels.device) // (grid.block_pixels * max(cells, values_per_pixel)))
+
+
+def _chunks(blocks: Tensor, grid: _Grid, values_per_pixel: int) -> Sequence[Tensor]:
     """Cuts a list of blocks so that the values of all their pixels fit the budget; an empty list has no parts."""
-    at_once = max(1, _budget(blocks.device) // (rows.block * columns.block * values_per_pixel))
+    at_once = _blocks_at_once(grid, values_per_pixel)
     return blocks.split(at_once) if len(blocks) else ()
 
 
+def _query_lists(concerned: Tensor, grid: _Grid) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Collects blocks that concern about as many queries each; concerned (blocks, Q) bool.
+
+    Yields blocks (n,), their queries (n, C), ascending and filled up with any others, and which of these are meant
+    (n, C).
+    """
+    block, query = concerned.nonzero(as_tuple=True)
+    counts = torch.bincount(block, minlength=len(concerned))
+    starts = counts.cumsum(0) - counts
+    order = counts.argsort()
+    sorted_counts = counts[order].tolist()
+    stop = len(sorted_counts)
+    while stop and sorted_counts[stop - 1]:
+        most = sorted_counts[stop - 1]
+        start = max(stop - _blocks_at_once(grid, most), bisect_left(sorted_counts, most // 2 + 1))
+        blocks = order[start:stop]
+        place = torch.arange(most, device=block.device)
+        listed = place < counts[blocks, None]
+        yield blocks, query[(starts[blocks, None] + place).clamp(max=len(query) - 1)], listed
+        stop = start
+
+
 def _count(pixels: Tensor, covered: Tensor) -> Tensor:
-    """Pixels that each query covers, (Q,) int64, of (n,) places of some pixels each; covered (n, Q) bool.
+    """Pixels that each query covers, (Q,) int64, of n places of some pixels each; pixels (n,), covered (n, Q) bool.
 
     As a product of float32, many times faster than a sum of integers, and exact for up to 2^24 pixels.
     """
     return (pixels.float() @ covered.float()).long()
 
 
-def _block_position(band: _Band, columns: _Axis, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    return band.start + blocks // columns.blocks, blocks % columns.blocks
+def _block_position(band: _Band, grid: _Grid, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    return band.start + blocks // grid.columns.blocks, blocks % grid.columns.blocks
 
 
-def _logits_in_blocks(band: _Band, rows: _Axis, columns: _Axis, blocks: Tensor) -> Tensor:
-    """Interpolated logits of all queries at all pixels of some blocks: (blocks, pixels of a block, Q)."""
-    row, column = _block_position(band, columns, blocks)
-    cells = band.cells[(rows.cells[row] - band.first_row)[:, :, None], columns.cells[column][:, None, :]]
-    weights = rows.weights[row][:, :, None, :, None] * columns.weights[column][:, None, :, None, :]
-    return torch.bmm(weights.flatten(3).flatten(1, 2), cells.flatten(1, 2))
+def _pixel_weights(grid: _Grid, row: Tensor, column: Tensor) -> Tensor:
+    """What each pixel of some blocks takes from each cell that its block reads: (n, pixels of a block, cells)."""
+    return grid.row_weights.index_select(0, row).mul_(grid.column_weights.index_select(0, column))
 
 
-def _inside_blocks(band: _Band, rows: _Axis, columns: _Axis, blocks: Tensor) -> Tensor:
-    """Which pixels of some blocks belong to the picture: (blocks, pixels of a block) bool."""
-    row, column = _block_position(band, columns, blocks)
-    return (rows.inside[row][:, :, None] & columns.inside[column][:, None, :]).flatten(1)
+def _logits_in_blocks(band: _Band, grid: _Grid, row: Tensor, column: Tensor) -> Tensor:
+    """Interpolated logits of all queries at all pixels of some blocks: (n, pixels of a block, Q)."""
+    cells = band.cells[(grid.rows.cells[row] - band.first_row)[:, :, None], grid.columns.cells[column][:, None, :]]
+    return torch.bmm(_pixel_weights(grid, row, column), cells.flatten(1, 2))
 
 
-def _empty_canvas(rows: _Axis, columns: _Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty((rows.blocks, rows.block, columns.blocks, columns.block), dtype=dtype, device=device)
+def _listed_logits(band: _Band, grid: _Grid, row: Tensor, column: Tensor, queries: Tensor) -> Tensor:
+    """Interpolated logits of some queries (n, C) at all pixels of some blocks: (n, C, pixels of a block)."""
+    cells = band.cells[
+        (grid.rows.cells[row] - band.first_row)[:, None, :, None],
+        grid.columns.cells[column][:, None, None, :],
+        queries[:, :, None, None],
+    ]
+    return torch.bmm(cells.flatten(2), _pixel_weights(grid, row, column).transpose(1, 2))
+
+
+def _inside_blocks(grid: _Grid, row: Tensor, column: Tensor) -> Tensor:
+    """Which pixels of some blocks belong to the picture: (n, pixels of a block) bool."""
+    return (grid.rows.inside[row][:, :, None] & grid.columns.inside[column][:, None, :]).flatten(1)
+
+
+def _empty_canvas(grid: _Grid, dtype: torch.dtype) -> Tensor:
+    rows, columns = grid.rows, grid.columns
+    return torch.empty((rows.blocks, rows.block, columns.blocks, columns.block), dtype=dtype, device=rows.cells.device)
 
 
 def _fill(canvas: Tensor, band: _Band, values: Tensor) -> None:
@@ -510,41 +616,39 @@ def _fill(canvas: Tensor, band: _Band, values: Tensor) -> None:
     canvas[band.start : band.stop] = values.view(band.stop - band.start, 1, -1, 1).to(canvas.dtype)
 
 
-def _paint(canvas: Tensor, band: _Band, blocks: Tensor, values: Tensor) -> None:
-    """Gives each pixel of some blocks its value; values (blocks * pixels of a block,) in any shape."""
-    columns = canvas.shape[2]
-    view = canvas.permute(0, 2, 1, 3)
-    values = values.reshape(len(blocks), canvas.shape[1], canvas.shape[3]).to(canvas.dtype)
-    view[band.start + blocks // columns, blocks % columns] = values
+def _paint(canvas: Tensor, row: Tensor, column: Tensor, values: Tensor) -> None:
+    """Gives each pixel of some blocks its value; values (n * pixels of a block,) in any shape."""
+    values = values.reshape(len(row), canvas.shape[1], canvas.shape[3]).to(canvas.dtype)
+    canvas.permute(0, 2, 1, 3)[row, column] = values
 
 
-def _crop(canvas: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    picture = canvas.view(rows.blocks * rows.block, columns.blocks * columns.block)
-    top, left = rows.offset, columns.offset
-    return picture[top : top + rows.length, left : left + columns.length].contiguous()
+def _crop(canvas: Tensor, grid: _Grid) -> Tensor:
+    top, left = grid.rows.offset, grid.columns.offset
+    picture = canvas.flatten(2).flatten(0, 1)
+    return picture[top : top + grid.rows.length, left : left + grid.columns.length].contiguous()
 
 
 class _MasksInBlocks(NamedTuple):
     """Masks of U queries as blocks: only those blocks are held in which a mask has pixels."""
 
-    rows: _Axis
-    columns: _Axis
-    block_row: Tensor  # (P,) P pairs of query and block, query by query
+    grid: _Grid
+    block_row: Tensor  # (P,) P pairs of query and block
     block_column: Tensor  # (P,)
     pixels: Tensor  # (P, block, block) bool
-    pairs: list[int]  # per query, where its pairs begin; one more than queries
+    order: Tensor  # (P,) the pairs, query by query
+    pairs: list[int]  # per query, where its pairs begin in this order; one more than queries
     area: Tensor  # (U,) int64
     probability_sum: Tensor  # (U,) float32, of mask probabilities inside the mask
     boxes: Tensor  # (U, 4) float32
 
     def draw(self, queries: list[int]) -> Tensor:
         """The full masks of some queries, (N, H, W) bool."""
-        rows, columns = self.rows, self.columns
+        rows, columns = self.grid.rows, self.grid.columns
         masks = torch.zeros((len(queries), rows.length, columns.length), dtype=torch.bool, device=self.pixels.device)
         boxes = self.boxes.int().tolist()
         for mask, query in zip(masks, queries, strict=True):
             left, top, right, bottom = boxes[query]
-            pairs = slice(self.pairs[query], self.pairs[query + 1])
+            pairs = self.order[self.pairs[query] : self.pairs[query + 1]]
             # A canvas of the blocks that the box touches, drawn and then cut to the box.
             first_row, first_column = (top + rows.offset) // rows.block, (left + columns.offset) // columns.block
             last_row = (bottom - 1 + rows.offset) // rows.block
@@ -553,7 +657,7 @@ class _MasksInBlocks(NamedTuple):
                 last_row - first_row + 1, rows.block, last_column - first_column + 1, columns.block
             )
             row, column = self.block_row[pairs] - first_row, self.block_column[pairs] - first_column
-            canvas.permute(0, 2, 1, 3)[row, column] = self.pixels[pairs]
+            canvas.permute(0, 2, 1, 3)[row, column] = self.pixels.index_select(0, pairs)
             y, x = top - (first_row * rows.block - rows.offset), left - (first_column * columns.block - columns.offset)
             picture = canvas.flatten(2).flatten(0, 1)
             mask[top:bottom, left:right] = picture[y : y + bottom - top, x : x + right - left]
@@ -563,46 +667,50 @@ class _MasksInBlocks(NamedTuple):
 def _masks_in_blocks(mask_logits: Tensor, geometry: ImageGeometry, limit: float) -> _MasksInBlocks:
     """Thresholds the logits of U queries at full resolution, in the blocks where they may exceed the limit."""
     device = mask_logits.device
-    rows, columns = _block_axes(mask_logits, geometry)
+    grid = _make_grid(mask_logits, geometry)
     queries = len(mask_logits)
-    found: list[tuple[Tensor, ...]] = []
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    found: list[tuple[Tensor, ...]] = [(none, none, none, none.bool().view(0, grid.block_pixels))]
     probability_sum = torch.zeros(queries, device=device)
+    area = torch.zeros(queries, dtype=torch.int64, device=device)
     with _full_precision(mask_logits):
-        for band in _bands(mask_logits, rows, columns):
-            reached = (band.high > limit).nonzero()
-            for block, query in (pairs.unbind(1) for pairs in _chunks(reached, rows, columns, 1)):
-                row, column = _block_position(band, columns, block)
-                cells = band.cells[
-                    (rows.cells[row] - band.first_row)[:, :, None],
-                    columns.cells[column][:, None, :],
-                    query[:, None, None],
-                ]
-                logits = torch.bmm(torch.bmm(rows.weights[row], cells), columns.weights[column].transpose(1, 2))
-                pixels = (logits > limit) & _inside_blocks(band, rows, columns, block).view_as(logits)
-                probability_sum.index_add_(0, query, logits.sigmoid_().mul_(pixels).sum((1, 2)))
-                hit = pixels.flatten(1).any(1).nonzero()[:, 0]
-                found.append((query[hit], row[hit], column[hit], pixels[hit]))
-    empty = torch.zeros(0, dtype=torch.int64, device=device)
-    if not found:
-        found = [(empty, empty, empty, torch.zeros((0, rows.block, columns.block), dtype=torch.bool, device=device))]
+        for band in _bands(mask_logits, grid):
+            for blocks, query, listed in _query_lists(band.high > limit, grid):
+                row, column = _block_position(band, grid, blocks)
+                logits = _listed_logits(band, grid, row, column, query)
+                pixels = (logits > limit) & _inside_blocks(grid, row, column)[:, None]
+                ones = pixels.float()  # much faster to multiply by and to sum up
+                counts = (ones.sum(-1) * listed).flatten()
+                sums = (logits.sigmoid_().mul_(ones).sum(-1) * listed).flatten()
+                area.index_add_(0, query.flatten(), counts.long())
+                probability_sum.index_add_(0, query.flatten(), sums)
+                hit = counts.nonzero()[:, 0]
+                block = hit // query.shape[1]
+                pixels = pixels.flatten(0, 1).index_select(0, hit)
+                found.append((query.flatten()[hit], row[block], column[block], pixels))
     query, row, column, pixels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    query, order = query.sort(stable=True)
-    row, column, pixels = row[order], column[order], pixels[order]
-    pairs = torch.searchsorted(query, torch.arange(queries + 1, device=device)).tolist()
-    area = torch.zeros(queries, dtype=torch.int64, device=device).index_add_(0, query, pixels.sum((1, 2)))
-    left, right = _extent(columns, query, column, pixels.any(1), queries)
-    top, bottom = _extent(rows, query, row, pixels.any(2), queries)
+    pixels = pixels.unflatten(1, (grid.rows.block, grid.columns.block))
+    left, right = _extent(grid.columns, query, column, pixels, 1, queries)
+    top, bottom = _extent(grid.rows, query, row, pixels, 2, queries)
     boxes = torch.stack([left, top, right, bottom], dim=1).float()
-    return _MasksInBlocks(rows, columns, row, column, pixels, pairs, area, probability_sum, boxes)
+    query, order = query.sort()
+    pairs = torch.searchsorted(query, torch.arange(queries + 1, device=device)).tolist()
+    return _MasksInBlocks(grid, row, column, pixels, order, pairs, area, probability_sum, boxes)
 
 
-def _extent(axis: _Axis, query: Tensor, block: Tensor, hit: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+def _extent(
+    axis: _Axis, query: Tensor, block: Tensor, pixels: Tensor, across: int, queries: int
+) -> tuple[Tensor, Tensor]:
     """First pixel and last pixel + 1 of each query along one axis, (U,) each, 0 and 0 for an empty mask.
 
-    hit (P, block) bool: which pixels of each pair's block belong to the mask.
+    query, block (P,) along this axis and pixels (P, block, block), all of which have some; across is the other axis
+    of pixels.
     """
-    hits = torch.zeros(queries * axis.blocks, axis.block, dtype=torch.int32, device=hit.device)
-    hits.index_add_(0, query * axis.blocks + block, hit.int())
+    first = query.new_full((queries,), axis.blocks).scatter_reduce_(0, query, block, "amin")
+    last = query.new_full((queries,), -1).scatter_reduce_(0, query, block, "amax")
+    at_end = ((block == first[query]) | (block == last[query])).nonzero()[:, 0]
+    hits = torch.zeros(queries * axis.blocks, axis.block, dtype=torch.int32, device=query.device)
+    hits.index_add_(0, query[at_end] * axis.blocks + block[at_end], pixels[at_end].any(across).int())
     touched = (hits.view(queries, axis.blocks * axis.block)[:, axis.offset : axis.offset + axis.length] > 0).int()
     start, stop = touched.argmax(1), axis.length - touched.flip(1).argmax(1)
     return start, stop * touched.amax(1)
