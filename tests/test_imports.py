@@ -3,10 +3,18 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from transformers.dynamic_module_utils import get_relative_imports
+import transformers
+from transformers import CONFIG_MAPPING
+from transformers.dynamic_module_utils import (
+    check_imports,
+    get_imports,
+    get_relative_import_files,
+    get_relative_imports,
+)
 
 PACKAGE = Path(__file__).parent.parent / "src" / "maskformer_hf"
 MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.name != "__init__.py")
@@ -14,13 +22,15 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"training", "conversion", "visualize", "inference", "pipeline"},
-    {"presets"},
+    {"hub", "training", "conversion", "visualize", "inference", "pipeline"},
+    {"presets", "model_card"},
     {"data", "metrics", "models"},
 ]
 # Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
 # checkpoint for whoever measures it.
 SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", "inference"), ("__main__", "cli")}
+# What is uploaded is loaded first, and has a picture.
+SIDEWAYS |= {("hub", "inference"), ("hub", "visualize")}
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -90,6 +100,48 @@ def test_model_files_can_travel_to_the_hub():
     assert [path for path in (PACKAGE / "models").iterdir() if path.is_dir() and path.name != "__pycache__"] == []
 
 
+# What is there wherever transformers runs a model for images.
+EVERYWHERE = {"PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
+def test_model_files_need_only_what_is_everywhere(path):
+    """Before a file from the Hub is run, transformers asks for all it imports, within functions too."""
+    # transformers' own function: imports in `try` blocks are left out.
+    needed = set(get_imports(path)) - EVERYWHERE
+    assert not needed, f"{path.name} could not be loaded from the Hub without {sorted(needed)}: import them in a `try`"
+    check_imports(path)
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
+def test_model_files_bring_along_all_they_import(path):
+    """The copy that goes to the Hub is complete: transformers' search finds every sibling that Python would import."""
+    found = {Path(file).name for file in get_relative_import_files(path)}
+    waiting, expected = [path], set()
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level and f"{node.module}.py" not in expected:
+                expected.add(f"{node.module}.py")
+                waiting.append(path.parent / f"{node.module}.py")
+    assert found - {path.name} == expected - {path.name}
+
+
+def test_every_model_can_be_uploaded():
+    """Each model that the import registers has its line in remote_code.py, and each line its file and class."""
+    import maskformer_hf
+    from maskformer_hf.models.remote_code import IMAGE_PROCESSOR, MODELS
+
+    maskformer_hf.register()
+    own = {name for name, kind in CONFIG_MAPPING._extra_content.items() if kind.__module__.startswith("maskformer_hf")}
+    assert own == MODELS.keys(), "name the model in models/remote_code.py"
+    for auto_map in (*MODELS.values(), IMAGE_PROCESSOR):
+        for auto_class, reference in auto_map.items():
+            module, name = reference.split(".")
+            found = getattr(import_module(f"maskformer_hf.models.{module}"), name)
+            assert found.__module__ == f"maskformer_hf.models.{module}"
+            assert hasattr(transformers, auto_class)
+
+
 def test_model_files_import_optional_packages_where_they_may_be_missing():
     """A top-level import of scipy or timm would become a requirement of everyone who loads a model from the Hub."""
     for path in MODEL_FILES:
@@ -124,8 +176,6 @@ def test_public_names_are_those_of_the_package():
         assert getattr(maskformer_hf, name) is not None
     assert set(maskformer_hf.__all__) <= set(dir(maskformer_hf))
     # Saved class names must not be transformers' own, or its classes would load where this package is missing.
-    import transformers
-
     for name in (
         "MaskFormerConfig",
         "MaskFormerForInstanceSegmentation",
@@ -137,8 +187,6 @@ def test_public_names_are_those_of_the_package():
 
 
 def test_auto_classes_find_our_models(tiny_checkpoint, tiny_model):
-    import transformers
-
     import maskformer_hf
 
     maskformer_hf.register()

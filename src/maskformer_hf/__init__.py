@@ -82,6 +82,7 @@ def __dir__() -> list[str]:
 
 def register() -> None:
     """Make transformers' Auto classes and `pipeline` find our models. The import does it; twice changes nothing."""
+    _check_torchvision()
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -114,6 +115,20 @@ def register() -> None:
         exist_ok=True,
     )
     register_pipeline()
+
+
+def _check_torchvision() -> None:
+    """Of a torchvision that cannot be imported, transformers says neither its name nor the reason."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        # Not there at all: only the image processor needs it, and says so.
+        pass
+    except RuntimeError as error:
+        raise ImportError(
+            f"torchvision cannot be imported ({error}), because its compiled operators are missing or belong to "
+            "another torch: install the torchvision that fits."
+        ) from error
 
 
 def _starts_command_line() -> bool:

@@ -45,6 +45,12 @@ EVALUATE_EPILOG = """Examples:
 
   maskformer evaluate runs/mine/model camvid/val --json --output scores.json"""
 
+PUSH_EPILOG = """Examples:
+
+  maskformer push runs/mine/model me/my-maskformer
+
+  maskformer push street me/street --private --message 'Street scenes'"""
+
 
 class TaskChoice(StrEnum):
     semantic = "semantic"
@@ -218,6 +224,28 @@ def evaluate(
             batch_size=batch_size,
         )
         typer.echo(_to_json(result) if as_json else format_table(result))
+
+
+@app.command(epilog=PUSH_EPILOG)
+def push(
+    checkpoint: Annotated[str, typer.Argument(help="A bundled name, a folder, or a name on the Hugging Face Hub.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+) -> None:
+    """Upload a checkpoint to the Hub: weights, model card, sample picture, and the code to use it without this package.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    with _one_line_errors():
+        _quiet_transformers()
+        from huggingface_hub.utils import enable_progress_bars
+
+        from .hub import push as push_checkpoint
+
+        # An upload takes as long as the line is slow.
+        enable_progress_bars()
+        typer.echo(f"Pushed to {push_checkpoint(checkpoint, repo_id, private=private or None, message=message)}")
 
 
 @contextmanager

@@ -31,6 +31,8 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
 
     # The pipeline that was registered before ours: a class, or its dotted name.
     _stock: Any = ImageSegmentationPipeline
+    # Segmentation needs none, and looking for one asks for trust in the code of a repository that is not used at all.
+    _load_video_processor = False
     model: Any
 
     def __new__(cls, model: Any = None, *args: Any, **kwargs: Any):

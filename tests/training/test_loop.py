@@ -40,6 +40,13 @@ def test_training_lowers_the_loss_and_leaves_a_model(recipe, shapes, tmp_path):
     assert model.dtype == torch.float32
     assert MaskFormerHfImageProcessor.from_pretrained(model_folder).size["shortest_edge"] == 48
 
+    record = json.loads((model_folder / "training.json").read_text())
+    assert record["recipe"]["steps"] == 40
+    assert record["step"] in (20, 40)
+    assert record["evaluation"]["images"] == record["data"]["validation_images"] > 0
+    assert record["seconds"] >= 0
+    assert f"| mean IoU | {record['evaluation']['mean_iou']:.4f} |" in (model_folder / "README.md").read_text()
+
     result = evaluate_checkpoint(model_folder, shapes / "val", json_path=tmp_path / "result.json", batch_size=2)
     assert [item["label"] for item in result["per_class"]] == ["ground", "box", "sky"]
     assert json.loads((tmp_path / "result.json").read_text())["mean_iou"] == result["mean_iou"]

@@ -170,8 +170,10 @@ def load_pretrained_backbone(backbone: Backbone, source: str, weights_file: str 
 def _timm_weights(name: str, weights_file: str | None, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights of a timm classifier under the names its feature extractor has for them in `TimmBackbone`."""
     if weights_file is None:
-        import timm
-
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"The backbone timm/{name} needs timm: pip install timm") from error
         classifier = timm.create_model(name, pretrained=True).state_dict()
     else:
         classifier = load_file(weights_file)

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .remote_code import CodeOnTheHub
 from .transformers_layout import MODEL_TYPE, RENAMED_FIELDS, translate_config
 
 PIXEL_DECODERS = ("fpn", "transformer_fpn")
@@ -25,7 +26,7 @@ NUM_FEATURE_LEVELS = 4
 
 
 @strict
-class MaskFormerHfConfig(PreTrainedConfig):
+class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     r"""Configuration of every model of the family.
 
     Args:
@@ -120,6 +121,9 @@ class MaskFormerHfConfig(PreTrainedConfig):
         - Other fields of this class are checked together, as when a configuration is made.
         """
         config_dict = dict(_in_own_layout(config_dict, cls.model_type, "This"))
+        if cls._auto_class is None:
+            # It came from the Hub, and what is saved from here on must not refer to the code of that repository.
+            config_dict.pop("auto_map", None)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         if any(value is not None for value in labels.values()):
             trained = cls(**config_dict)

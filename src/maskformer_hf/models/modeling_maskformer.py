@@ -17,6 +17,7 @@ from .configuration_maskformer import LABEL_FIELDS, MaskFormerHfConfig, matching
 from .criterion import Criterion
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .remote_code import CodeOnTheHub
 from .segmentation_head import SegmentationHead
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
@@ -61,7 +62,7 @@ PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": _transformer_fpn}
 TRANSFORMER_DECODERS = {"detr": _detr}
 
 
-class MaskFormerHfPreTrainedModel(PreTrainedModel):
+class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
     config_class = MaskFormerHfConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"

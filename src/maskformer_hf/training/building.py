@@ -1,14 +1,20 @@
 """From a recipe to a model and its image processor, and from those to a folder that `from_pretrained` loads."""
 
+import dataclasses
 import difflib
 import inspect
+import shlex
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .arguments import ModelArguments
+from ..model_card import write_model_card
+from .arguments import ModelArguments, Recipe
+from .evaluation import write_json
 
 
 def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Module:
@@ -37,8 +43,10 @@ def build_processor(arguments: ModelArguments) -> Any:
     return MaskFormerHfImageProcessor(**arguments.image_processor)
 
 
-def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Saves both. float16 is for matrices and filters only: statistics and biases are small and keep their precision.
+def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, record: dict[str, Any]) -> None:
+    """Saves both, `record` (see `training_record`) as training.json, and the model card that is made of them.
+
+    float16 is for matrices and filters only: statistics and biases are small and keep their precision.
 
     config.json goes on saying float32, hence `from_pretrained` restores that type.
     """
@@ -49,6 +57,50 @@ def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dty
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     model.save_pretrained(folder, state_dict=state)  # pyrefly: ignore[not-callable]
     processor.save_pretrained(folder)
+    write_json(folder / "training.json", record)
+    write_model_card(folder, name="path/to/this/folder")
+
+
+def training_record(
+    recipe: Recipe,
+    *,
+    step: int,
+    evaluation: dict[str, Any] | None,
+    training_images: int,
+    validation_images: int = 0,
+    seconds: float | None = None,
+    machine: str | None = None,
+    processes: int = 1,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """How a model came to be: what training.json says, and the model card repeats.
+
+    Args:
+        step: The optimizer step that the weights are from.
+        evaluation: What `evaluate` says of these very weights.
+        seconds: Time of the whole run so far.
+        command: This process's command line if None.
+    """
+    program = Path(sys.argv[0])
+    is_command = program.name == "maskformer" or program.parts[-2:] == ("maskformer_hf", "__main__.py")
+    own_command = shlex.join([*(["maskformer"] if is_command else ["python", str(program)]), *sys.argv[1:]])
+    return {
+        "command": command or own_command,
+        "recipe": dataclasses.asdict(recipe),
+        "data": {
+            "name": Path(recipe.data.root).resolve().name,
+            "training": recipe.data.train,
+            "training_images": training_images,
+            "validation": recipe.data.validation,
+            "validation_images": validation_images,
+        },
+        "step": step,
+        "seconds": seconds and round(seconds),
+        "machine": machine,
+        "processes": processes,
+        "versions": {name: version(name) for name in ("maskformer-hf", "torch", "transformers")},
+        "evaluation": evaluation,
+    }
 
 
 def _check_fields(fields: dict[str, Any], kind: type, where: str) -> None:

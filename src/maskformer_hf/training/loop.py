@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data import SampleStream, SemanticCollator, SemanticFolder, augmentation
+from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
-from .building import build_model, build_processor, write_model
+from .building import build_model, build_processor, training_record, write_model
 from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
 from .evaluation import check_classes, evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
@@ -97,7 +98,7 @@ def train_model(
         average = WeightAverage(model.parameters(), recipe.optimization.ema_decay)
         accelerator.register_for_checkpointing(average)
 
-    progress = _Progress(step=0, best_score=-math.inf)
+    progress = _Progress(step=0, best_score=-math.inf, seconds=0.0)
     accelerator.register_for_checkpointing(progress)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,21 @@ def train_model(
         logger.info("resumed from %s", checkpoints[-1])
 
     batches = _batches(accelerator, training_data, processor, recipe, progress.step)
+    start = time.perf_counter() - progress.seconds
+    evaluation = None
+
+    def record(result: dict[str, Any] | None) -> dict[str, Any]:
+        return training_record(
+            recipe,
+            step=progress.step,
+            evaluation=result,
+            training_images=len(training_data),
+            validation_images=len(validation_data) if validation_data is not None else 0,
+            seconds=progress.seconds,
+            machine=machine_name(accelerator.device),
+            processes=accelerator.num_processes,
+        )
+
     log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step)
     model.train()
     while progress.step < recipe.steps:
@@ -142,18 +158,19 @@ def train_model(
         log.step(progress.step, terms, factor * recipe.optimization.learning_rate)
 
         pause = time.perf_counter()
+        progress.seconds = pause - start
         finished = progress.step == recipe.steps
         if validation_data is not None and (finished or progress.step % recipe.evaluate_every == 0):
             with average.applied() if average else nullcontext():
-                result = _evaluate_and_keep_best(
-                    accelerator, bare_model, processor, validation_data, recipe, output_dir, progress
+                evaluation = _evaluate_and_keep_best(
+                    accelerator, bare_model, processor, validation_data, recipe, output_dir, progress, record
                 )
-            log.evaluation(progress.step, result)
+            log.evaluation(progress.step, evaluation)
         if finished or progress.step % recipe.save_every == 0:
             _save_checkpoint(accelerator, output_dir, progress.step)
         log.leave_out(time.perf_counter() - pause)
     log.close()
-    return _export(accelerator, bare_model, average, processor, recipe, output_dir)
+    return _export(accelerator, bare_model, average, processor, recipe, output_dir, record(evaluation))
 
 
 def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
@@ -168,9 +185,10 @@ def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
 class _Progress:
     """What a checkpoint must know besides weights and optimizer."""
 
-    def __init__(self, step: int, best_score: float) -> None:
+    def __init__(self, step: int, best_score: float, seconds: float) -> None:
         self.step = step
         self.best_score = best_score
+        self.seconds = seconds  # of training, evaluations included, without what was lost between two runs
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -232,6 +250,7 @@ def _evaluate_and_keep_best(
     recipe: Recipe,
     output_dir: Path,
     progress: _Progress,
+    record: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     result = evaluate(
         model,
@@ -249,7 +268,7 @@ def _evaluate_and_keep_best(
         write_json(output_dir / "evaluation.json", {"step": progress.step, **result})
         if better:
             folder = output_dir / f"{BEST}{progress.step:06d}"
-            write_model(model, processor, begin_folder(folder), getattr(torch, recipe.export_dtype))
+            write_model(model, processor, begin_folder(folder), getattr(torch, recipe.export_dtype), record(result))
             finish_folder(folder)
             keep_last(output_dir, BEST, 1)
     return result
@@ -275,6 +294,7 @@ def _export(
     processor: Any,
     recipe: Recipe,
     output_dir: Path,
+    record: dict[str, Any],
 ) -> Path:
     target = output_dir / "model"
     if accelerator.is_main_process:
@@ -284,7 +304,7 @@ def _export(
             shutil.copytree(best[-1], unfinished, dirs_exist_ok=True)
         else:
             with average.applied() if average else nullcontext():
-                write_model(model, processor, unfinished, getattr(torch, recipe.export_dtype))
+                write_model(model, processor, unfinished, getattr(torch, recipe.export_dtype), record)
         finish_folder(target)
     accelerator.wait_for_everyone()
     return target

@@ -1,0 +1,143 @@
+"""Sharing on the Hugging Face Hub: a folder that works without this package, and its upload in one commit.
+
+`model.push_to_hub` and `processor.push_to_hub` upload their own files and the code (models/remote_code.py); `push`
+uploads the whole: weights, configuration, processor, model card, code, records and a sample picture.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .inference import checkpoint_path, image_size, load, predict, read_image
+from .model_card import RECORDS, SAMPLE, SAMPLE_LICENCE, is_written_by_hand, machine_name, write_model_card
+from .models.remote_code import add_code
+from .visualize import draw_segmentation
+
+PHOTO = Path(__file__).parent / "sample" / "street.jpg"
+PHOTO_LICENCE = PHOTO.parent / "LICENSE.davis.txt"
+COMMIT_MESSAGE = "Upload MaskFormer"
+CARD = "README.md"
+
+
+def push(checkpoint: str | Path, repo_id: str, *, private: bool | None = None, message: str | None = None) -> str:
+    """Uploads a checkpoint in one commit, to a repository that is made if there is none. Returns its address.
+
+    Args:
+        checkpoint: A bundled name, a folder or a Hub name.
+        repo_id: `USER/NAME`, or `NAME` for one's own.
+        private: Whether a new repository is private; as its owner's settings say if None.
+        message: Of the commit.
+
+    Raises:
+        ValueError: No such checkpoint, or an impossible `repo_id`.
+        PermissionError: No token, or one that may not write there.
+        ConnectionError: The Hub cannot be reached or cannot do it, or the upload broke off.
+    """
+    validate_repo_id(repo_id)
+    if get_token() is None:
+        raise PermissionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_repository(checkpoint, folder, repo_id)
+        with _plain_errors(repo_id):
+            repository = HfApi().create_repo(repo_id, private=private, exist_ok=True)
+            HfApi().upload_folder(
+                repo_id=repository.repo_id, folder_path=folder, commit_message=message or COMMIT_MESSAGE
+            )
+    return str(repository)
+
+
+def prepare_repository(checkpoint: str | Path, folder: str | Path, repo_id: str) -> None:
+    """Writes into `folder` all that `push` uploads.
+
+    Weights keep the type they are stored in, unless they have to be translated from transformers' layout. A model card
+    that was written by hand and a sample.png in the folder of the checkpoint are taken as they are.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(checkpoint_path(checkpoint))
+    if not source.is_dir():
+        with _plain_errors(str(checkpoint)):
+            source = Path(snapshot_download(str(checkpoint)))
+    model, processor = load(source)
+    if json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"] == model.config.model_type:
+        for file in (source / "config.json", *source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")):
+            shutil.copyfile(file, folder / file.name)
+    else:
+        model.save_pretrained(folder)
+    # transformers' pipeline asks the processor only, ours the configuration.
+    if processor.label_ids_to_fuse is None:
+        processor.label_ids_to_fuse = model.config.label_ids_to_fuse
+    processor.save_pretrained(folder)
+    for name in (*RECORDS, SAMPLE, SAMPLE_LICENCE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / SAMPLE).is_file():
+        [prediction] = predict(model, processor, PHOTO)
+        draw_segmentation(PHOTO, prediction).save(folder / SAMPLE)
+        shutil.copyfile(PHOTO_LICENCE, folder / SAMPLE_LICENCE)
+    if is_written_by_hand(source / CARD):
+        shutil.copyfile(source / CARD, folder / CARD)
+    else:
+        write_model_card(folder, repo_id=repo_id)
+    add_code(folder)
+
+
+def measure_speed(folder: str | Path, photo: str | Path = PHOTO, device: str | None = None) -> dict[str, Any]:
+    """Times `predict` on a photo with a checkpoint's folder, the median of 7 runs, and writes speed.json into it."""
+    model, processor = load(folder, device)
+    image = read_image(photo)
+    predict(model, processor, image)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        # Its results are on the CPU, so it has waited for the device.
+        predict(model, processor, image)
+        times.append(time.perf_counter() - start)
+    height, width = image_size(image)
+    speed = {
+        "milliseconds": round(1000 * statistics.median(times), 1),
+        "width": width,
+        "height": height,
+        "task": model.config.task,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "machine": machine_name(model.device),
+    }
+    (Path(folder) / "speed.json").write_text(json.dumps(speed, indent=2) + "\n", encoding="utf-8")
+    return speed
+
+
+@contextmanager
+def _plain_errors(repo_id: str) -> Iterator[None]:
+    """What `huggingface_hub` and the network below it raise, as one sentence that says what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"The Hub refused the token for {repo_id!r} ({status}): log in with `hf auth login`, or set HF_TOKEN, "
+                "to one that may write there."
+            ) from error
+        if status == 404:
+            raise ConnectionError(
+                f"The Hub has no {repo_id!r}, or not for this token (404): is the name spelled correctly?"
+            ) from error
+        said = error.server_message or str(error).strip().splitlines()[0]
+        raise ConnectionError(f"The Hub could not take {repo_id!r} ({status}): {' '.join(said.split())}") from error
+    except (HTTPError, RuntimeError, OSError) as error:
+        # A worker thread that loses its connection ends in a RuntimeError around the cause.
+        cause = error.__cause__ or error
+        raise ConnectionError(
+            f"The connection to the Hub broke off at {repo_id!r} ({str(cause) or type(cause).__name__}): run it again, "
+            "files that have arrived are not sent twice."
+        ) from error
