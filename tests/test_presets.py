@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maskformer_hf import MaskFormerForUniversalSegmentation
+from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.presets import PRESETS, class_names, image_processor_for
 
 # Parameters of the original's models, built from its configuration files. Frozen BatchNorm has none.
@@ -35,19 +35,29 @@ PARAMETERS["maskformer_resnet101c_ade20k_full"] = 60_318_039 + 257 * (847 - 150)
 PARAMETERS["maskformer_resnet101_coco_stuff"] = 60_194_647 + 257 * (171 - 150)
 PARAMETERS["maskformer_resnet101c_coco_stuff"] = 60_318_039 + 257 * (171 - 150)
 
+PER_PIXEL_PARAMETERS = {
+    "per_pixel_baseline_resnet50_ade20k": 31_033_942,
+    "per_pixel_baseline_plus_resnet50_ade20k": 41_228_736,
+    "per_pixel_baseline_resnet50_ade20k_full": 31_213_071,
+    "per_pixel_baseline_plus_resnet50_ade20k_full": 41_407_168,
+    "per_pixel_baseline_resnet50_coco_stuff": 31_039_339,
+    "per_pixel_baseline_plus_resnet50_coco_stuff": 41_234_112,
+}
+PARAMETERS |= PER_PIXEL_PARAMETERS
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
 
 def count_parameters(config) -> int:
     with torch.device("meta"):
-        model = MaskFormerForUniversalSegmentation(config)
+        model = MODEL_CLASSES[config.model_type](config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
-    assert len(PRESETS) == 24
+    assert len(PRESETS) == 30
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -90,7 +100,7 @@ def test_labels_task_and_thresholds(name):
     assert config.task == ("panoptic" if name.endswith("_panoptic") else "semantic")
     expected = 0.7 if name.endswith("ade20k_panoptic") else 0.8
     assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
-    if name.endswith("_full"):
+    if name.endswith("_full") or name in PER_PIXEL_PARAMETERS:
         assert config.label_ids_to_fuse is None
     else:
         kinds = {"_ade20k": (50, "wall"), "ade20k_panoptic": (50, "wall"), "coco_panoptic": (53, "banner")}
@@ -98,6 +108,14 @@ def test_labels_task_and_thresholds(name):
         count, first = next(kind for end, kind in kinds.items() if name.endswith(end))
         assert len(config.label_ids_to_fuse) == count
         assert config.id2label[config.label_ids_to_fuse[0]] == first
+
+
+@pytest.mark.parametrize("name", PER_PIXEL_PARAMETERS)
+def test_per_pixel_baselines(name):
+    config = PRESETS[name]()
+    assert config.transformer_decoder == ("detr" if "_plus_" in name else None)
+    assert config.num_queries == config.num_labels
+    assert config.semantic_loss_ignore_index == (65535 if name.endswith("_full") else 255)
 
 
 def test_presets_share_nothing():
@@ -121,6 +139,8 @@ def test_presets_share_nothing():
         ("maskformer_resnet50_mapillary", 2048, 2048, 32),
         ("maskformer_swin_large_coco_panoptic", 800, 1333, 0),
         ("maskformer_resnet50_ade20k_panoptic", 640, 2560, 32),
+        ("per_pixel_baseline_resnet50_ade20k", 512, 2048, 0),
+        ("per_pixel_baseline_plus_resnet50_coco_stuff", 640, 2560, 0),
     ],
 )
 def test_image_processor(name, shortest, longest, divisor):

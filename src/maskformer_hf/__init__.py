@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from .inference import Prediction, bundled_checkpoints, load, predict
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
+    from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+    from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig as PerPixelBaselineConfig
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor as MaskFormerImageProcessor
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForInstanceSegmentation
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForUniversalSegmentation
     from .models.modeling_maskformer import MaskFormerHfModel as MaskFormerModel
+    from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
+    from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline as PerPixelBaseline
     from .pipeline import MaskFormerImageSegmentationPipeline
     from .visualize import draw_segmentation
 
@@ -32,9 +36,13 @@ _PUBLIC = {
     "MaskFormerHfForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
     "MaskFormerHfImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
     "MaskFormerHfModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
+    "MaskFormerHfPerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
+    "MaskFormerHfPerPixelConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
     "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
     "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
+    "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
+    "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "Prediction": ("inference", "Prediction"),
     "bundled_checkpoints": ("inference", "bundled_checkpoints"),
     "draw_segmentation": ("visualize", "draw_segmentation"),
@@ -50,9 +58,13 @@ __all__ = [
     "MaskFormerHfForUniversalSegmentation",
     "MaskFormerHfImageProcessor",
     "MaskFormerHfModel",
+    "MaskFormerHfPerPixelBaseline",
+    "MaskFormerHfPerPixelConfig",
     "MaskFormerImageProcessor",
     "MaskFormerImageSegmentationPipeline",
     "MaskFormerModel",
+    "PerPixelBaseline",
+    "PerPixelBaselineConfig",
     "Prediction",
     "__version__",
     "bundled_checkpoints",
@@ -94,8 +106,10 @@ def register() -> None:
     )
 
     from .models.configuration_maskformer import MaskFormerHfConfig
+    from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
+    from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .pipeline import register_pipeline
 
     AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
@@ -108,12 +122,16 @@ def register() -> None:
         AutoModelForSemanticSegmentation,
     ):
         auto_class.register(MaskFormerHfConfig, MaskFormerHfForUniversalSegmentation, exist_ok=True)
-    # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
-    AutoImageProcessor.register(
-        MaskFormerHfConfig,
-        image_processor_classes={"pil": MaskFormerHfImageProcessor, "torchvision": MaskFormerHfImageProcessor},
-        exist_ok=True,
-    )
+    AutoConfig.register(MaskFormerHfPerPixelConfig.model_type, MaskFormerHfPerPixelConfig, exist_ok=True)
+    for auto_class in (AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
+        auto_class.register(MaskFormerHfPerPixelConfig, MaskFormerHfPerPixelBaseline, exist_ok=True)
+    for config_class in (MaskFormerHfConfig, MaskFormerHfPerPixelConfig):
+        # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
+        AutoImageProcessor.register(
+            config_class,
+            image_processor_classes={"pil": MaskFormerHfImageProcessor, "torchvision": MaskFormerHfImageProcessor},
+            exist_ok=True,
+        )
     register_pipeline()
 
 

@@ -17,25 +17,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .models.modeling_auto import MODEL_CLASSES, model_class_of
 from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
-from .models.modeling_outputs import MaskFormerHfForUniversalSegmentationOutput
+from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from .models.post_processing import (
     ImageGeometry,
     image_geometries,
     instance_segmentation,
+    is_per_pixel,
     panoptic_segmentation,
+    per_pixel_segmentation,
     semantic_segmentation,
 )
 
 Task = Literal["semantic", "instance", "panoptic"]
 TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
+Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = "street"
-# Ours, and transformers' layout, which `from_pretrained` translates.
-MODEL_TYPES = ("maskformer_hf", "maskformer")
 SCORED_PIXELS = 256
 DTYPES = {
     "float32": torch.float32,
@@ -109,7 +112,7 @@ def load(
     name_or_path: str | Path = DEFAULT_CHECKPOINT,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-) -> tuple[MaskFormerHfForUniversalSegmentation, MaskFormerHfImageProcessor]:
+) -> tuple[Model, MaskFormerHfImageProcessor]:
     """A model ready for `predict`, and its image processor.
 
     Args:
@@ -128,9 +131,7 @@ def load(
     if Path(path).is_dir():
         _check_json(Path(path) / "config.json")
     try:
-        model, loading = MaskFormerHfForUniversalSegmentation.from_pretrained(
-            path, dtype=dtype, output_loading_info=True
-        )
+        model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = MaskFormerHfImageProcessor.from_pretrained(path)
     except SafetensorError as error:
         raise ValueError(
@@ -156,7 +157,7 @@ def load(
 
 @torch.inference_mode()
 def predict(
-    model: MaskFormerHfForUniversalSegmentation,
+    model: Model,
     processor: MaskFormerHfImageProcessor,
     images: ImageInput | Iterable[ImageInput],
     *,
@@ -233,9 +234,14 @@ def predict(
     return [results[index] for index in range(len(results))]
 
 
-def check_task(task: str | None, model: MaskFormerHfForUniversalSegmentation) -> Task:
+def check_task(task: str | None, model: Model) -> Task:
     """The task, or the one the model was trained for if None; a ValueError if there is no such task."""
     task = model.config.task if task is None else task
+    if model.config.model_type == MaskFormerHfPerPixelConfig.model_type and task != "semantic":
+        raise ValueError(
+            f"A per-pixel baseline gives every pixel a class and knows no segments: `task` must be 'semantic', got "
+            f"{task!r}."
+        )
     if task not in TASKS:
         raise ValueError(f"`task` must be one of {list(TASKS)}, got {task!r}.")
     return task
@@ -284,9 +290,7 @@ def image_size(image: Image.Image | np.ndarray | torch.Tensor, num_channels: int
     )
 
 
-def forward_batch(
-    model: MaskFormerHfForUniversalSegmentation, inputs: Sequence[dict[str, torch.Tensor]]
-) -> MaskFormerHfForUniversalSegmentationOutput:
+def forward_batch(model: Model, inputs: Sequence[dict[str, torch.Tensor]]) -> Any:
     """Run images of one padded size: `pixel_values` (1, C, H, W) and `pixel_mask` (1, H, W) each."""
     pixel_values = torch.cat([item["pixel_values"] for item in inputs])
     return model(
@@ -295,19 +299,14 @@ def forward_batch(
     )
 
 
-def slice_outputs(outputs: Any, index: int) -> MaskFormerHfForUniversalSegmentationOutput:
+def slice_outputs(outputs: Any, index: int) -> Any:
     """One image's part of the outputs of a batch, still with a batch dimension."""
-    one = slice(index, index + 1)
-    return MaskFormerHfForUniversalSegmentationOutput(
-        class_queries_logits=outputs.class_queries_logits[one],
-        masks_queries_logits=outputs.masks_queries_logits[one],
-        image_sizes=outputs.image_sizes[one],
-        padded_sizes=outputs.padded_sizes[one],
-    )
+    names = ["logits"] if is_per_pixel(outputs) else ["class_queries_logits", "masks_queries_logits"]
+    return type(outputs)(**{name: outputs[name][index, None] for name in [*names, "image_sizes", "padded_sizes"]})
 
 
 def outputs_to_predictions(
-    model: MaskFormerHfForUniversalSegmentation,
+    model: Model,
     outputs: Any,
     target_sizes: Sequence[tuple[int, int]],
     *,
@@ -322,16 +321,19 @@ def outputs_to_predictions(
     id2label = {int(label_id): label for label_id, label in (config.id2label or {}).items()}
     if label_ids_to_fuse is None:
         label_ids_to_fuse = config.label_ids_to_fuse or ()
+    images: Any = (
+        ([None] * len(outputs.logits), outputs.logits)
+        if is_per_pixel(outputs)
+        else (outputs.class_queries_logits, outputs.masks_queries_logits)
+    )
     predictions = []
-    for class_logits, mask_logits, geometry in zip(
-        outputs.class_queries_logits,
-        outputs.masks_queries_logits,
-        image_geometries(outputs, target_sizes),
-        strict=True,
-    ):
+    for class_logits, mask_logits, geometry in zip(*images, image_geometries(outputs, target_sizes), strict=True):
         prediction = Prediction(task, geometry.target_size)
         if task == "semantic":
-            segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
+            if class_logits is None:
+                segmentation = per_pixel_segmentation(mask_logits, geometry)
+            else:
+                segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
             records = _semantic_segments(class_logits, mask_logits, geometry, segmentation)
             prediction.segmentation = segmentation.cpu()
         elif task == "panoptic":
@@ -387,15 +389,16 @@ def outputs_to_predictions(
 
 
 def _semantic_segments(
-    class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: ImageGeometry, segmentation: torch.Tensor
+    class_logits: torch.Tensor | None, mask_logits: torch.Tensor, geometry: ImageGeometry, segmentation: torch.Tensor
 ) -> list[dict[str, Any]]:
-    """One record a class that is seen, the largest first.
+    """One record a class that is seen, the largest first. Without `class_logits` each mask is the logits of a class.
 
     The score of a class is its share of all class scores, on average over its pixels: 1 where no other class was
     thought of. Up to `SCORED_PIXELS` of them, evenly spaced, stand for all; the scores of every pixel would take longer
     than the segmentation.
     """
-    areas = torch.bincount(segmentation.flatten(), minlength=class_logits.shape[-1] - 1)
+    num_labels = len(mask_logits) if class_logits is None else class_logits.shape[-1] - 1
+    areas = torch.bincount(segmentation.flatten(), minlength=num_labels)
     order = areas.argsort(descending=True, stable=True)
     label_ids = order[areas[order] > 0]
     # Pixels sorted by class: those of one class are neighbours.
@@ -411,8 +414,11 @@ def _semantic_segments(
     x = (pixels % width + 0.5) * (geometry.image_size[1] / width) * (2 / geometry.padded_size[1]) - 1
     grid = torch.stack((x, y), dim=-1).to(torch.float32)
     logits_QCP = F.grid_sample(mask_logits[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
-    probabilities = class_logits.float().softmax(-1)[:, :-1]
-    scores = torch.einsum("qk,qcp->cpk", probabilities, logits_QCP.sigmoid())
+    if class_logits is None:
+        scores = logits_QCP.softmax(0).permute(1, 2, 0)
+    else:
+        probabilities = class_logits.float().softmax(-1)[:, :-1]
+        scores = torch.einsum("qk,qcp->cpk", probabilities, logits_QCP.sigmoid())
     share = scores.gather(2, label_ids[:, None, None].expand(-1, SCORED_PIXELS, 1))[..., 0] / scores.sum(2)
     return [
         {"id": label_id, "label_id": label_id, "score": score, "area": area}
@@ -445,11 +451,11 @@ def _check_json(path: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} is no valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("model_type") not in MODEL_TYPES:
+    if not isinstance(content, dict) or content.get("model_type") not in MODEL_CLASSES:
         found = content.get("model_type") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{str(path)!r} is no configuration of a model of ours: its `model_type` must be one of "
-            f"{list(MODEL_TYPES)}, found {found!r}."
+            f"{list(MODEL_CLASSES)}, found {found!r}."
         )
 
 

@@ -18,7 +18,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .inference import check_task, forward_batch, outputs_to_predictions, slice_outputs
 
 TASK_NAME = "image-segmentation"
-MODEL_TYPE = "maskformer_hf"
+MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")
 
 
 class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
@@ -36,7 +36,7 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
     model: Any
 
     def __new__(cls, model: Any = None, *args: Any, **kwargs: Any):
-        if getattr(getattr(model, "config", None), "model_type", None) == MODEL_TYPE:
+        if getattr(getattr(model, "config", None), "model_type", None) in MODEL_TYPES:
             return super().__new__(cls)
         # Not an instance of this class, so Python leaves it as it is and calls no further `__init__`.
         return _resolve(cls._stock)(model, *args, **kwargs)

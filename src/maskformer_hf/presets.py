@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .models.configuration_maskformer import MaskFormerHfConfig
+from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 
 RESNET50 = {"model_type": "resnet"}
@@ -54,15 +55,15 @@ def class_names(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
 
 
 def _maskformer(backbone: dict[str, Any], dataset: str, **fields: Any) -> MaskFormerHfConfig:
-    classes = class_names(dataset)
-    stuff = [label for label, (_, is_thing, _) in enumerate(classes) if is_thing is False]
+    stuff = [label for label, (_, is_thing, _) in enumerate(class_names(dataset)) if is_thing is False]
     return MaskFormerHfConfig(
-        backbone_config=deepcopy(backbone),
-        id2label={label: name for label, (name, _, _) in enumerate(classes)},
-        label2id={name: label for label, (name, _, _) in enumerate(classes)},
-        label_ids_to_fuse=stuff or None,
-        **fields,
+        backbone_config=deepcopy(backbone), **_labels(dataset), label_ids_to_fuse=stuff or None, **fields
     )
+
+
+def _labels(dataset: str) -> dict[str, Any]:
+    names = [name for name, _, _ in class_names(dataset)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
 
 
 # --- ADE20K, 150 classes ---------------------------------------------------------------------------------------------
@@ -203,6 +204,37 @@ def maskformer_resnet101_ade20k_panoptic() -> MaskFormerHfConfig:
     return _ade20k_panoptic(RESNET101)
 
 
+# --- the per-pixel baselines -----------------------------------------------------------------------------------------
+
+
+def _per_pixel(dataset: str, **fields: Any) -> MaskFormerHfPerPixelConfig:
+    return MaskFormerHfPerPixelConfig(backbone_config=deepcopy(RESNET50), **_labels(dataset), **fields)
+
+
+def per_pixel_baseline_resnet50_ade20k() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("ade20k_150")
+
+
+def per_pixel_baseline_plus_resnet50_ade20k() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("ade20k_150", transformer_decoder="detr")
+
+
+def per_pixel_baseline_resnet50_ade20k_full() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("ade20k_full_847", semantic_loss_ignore_index=65535)
+
+
+def per_pixel_baseline_plus_resnet50_ade20k_full() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("ade20k_full_847", semantic_loss_ignore_index=65535, transformer_decoder="detr")
+
+
+def per_pixel_baseline_resnet50_coco_stuff() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("coco_stuff_10k_171")
+
+
+def per_pixel_baseline_plus_resnet50_coco_stuff() -> MaskFormerHfPerPixelConfig:
+    return _per_pixel("coco_stuff_10k_171", transformer_decoder="detr")
+
+
 PRESETS = {
     preset.__name__: preset
     for preset in (
@@ -230,6 +262,12 @@ PRESETS = {
         maskformer_swin_large_coco_panoptic,
         maskformer_resnet50_ade20k_panoptic,
         maskformer_resnet101_ade20k_panoptic,
+        per_pixel_baseline_resnet50_ade20k,
+        per_pixel_baseline_plus_resnet50_ade20k,
+        per_pixel_baseline_resnet50_ade20k_full,
+        per_pixel_baseline_plus_resnet50_ade20k_full,
+        per_pixel_baseline_resnet50_coco_stuff,
+        per_pixel_baseline_plus_resnet50_coco_stuff,
     )
 }
 
@@ -246,5 +284,8 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     options = dict(next(options for suffix, options in PROCESSORS.items() if name.endswith(f"_{suffix}")))
     shortest, longest = (640, 2560) if name in LARGE_CROPS else options["size"]
     options["size"] = {"shortest_edge": shortest, "longest_edge": longest}
+    if name.startswith("per_pixel"):
+        # The original pads images of its ResNet baselines to no divisor, only to the largest of the batch.
+        options["size_divisor"] = 0
     options["num_labels"], options["label_ids_to_fuse"] = config.num_labels, config.label_ids_to_fuse
     return MaskFormerHfImageProcessor(**options)

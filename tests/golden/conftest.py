@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from maskformer_hf.conversion.detectron2 import load_detectron2
-from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 CHECKPOINTS = {"maskformer_r50_fpn": "model_zoo_style.pkl", "maskformer_swin_tenc": "state_dict.safetensors"}
+PER_PIXEL_PLUS = "perpixel_plus_swin"
 MEAN = torch.tensor([123.675, 116.280, 103.530])[:, None, None]
 DEVIATION = torch.tensor([58.395, 57.120, 57.375])[:, None, None]
 
@@ -27,7 +27,7 @@ class GoldenCase:
         record: The original's losses, matched indices and gradient norms.
     """
 
-    model: MaskFormerHfForUniversalSegmentation
+    model: Any
     inputs: dict[str, torch.Tensor]
     runs: dict[str, list[dict[str, Any]]]
     expected: dict[str, torch.Tensor]
@@ -54,9 +54,18 @@ class GoldenCase:
 
 @pytest.fixture(scope="session", params=list(CHECKPOINTS))
 def case(request) -> GoldenCase:
-    folder = GOLDEN / request.param
+    return load_case(request.param, CHECKPOINTS[request.param])
+
+
+@pytest.fixture(scope="session")
+def per_pixel_plus() -> GoldenCase:
+    return load_case(PER_PIXEL_PLUS, "state_dict.safetensors")
+
+
+def load_case(name: str, checkpoint: str) -> GoldenCase:
+    folder = GOLDEN / name
     return GoldenCase(
-        model=load_detectron2(folder / CHECKPOINTS[request.param]),
+        model=load_detectron2(folder / checkpoint),
         inputs=load_file(GOLDEN / "inputs.safetensors"),
         runs=json.loads((GOLDEN / "inputs.json").read_text())["runs"],
         expected=load_file(folder / "expected.safetensors"),

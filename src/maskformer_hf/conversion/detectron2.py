@@ -8,6 +8,7 @@ import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
-from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..models.modeling_auto import MODEL_CLASSES
 
 # What the original saves and we have no use for: the end of a name, and why.
 IGNORED = {
@@ -36,8 +38,8 @@ FEATURES = ["res2", "res3", "res4", "res5"]
 Target = str | tuple[str, str, str]
 
 
-def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) -> MaskFormerHfForUniversalSegmentation:
-    """Build the model of an original checkpoint.
+def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) -> Any:
+    """Build the model of an original checkpoint: MaskFormer, or one of the per-pixel baselines.
 
     Args:
         path: A `.pkl` of the model zoo, or the same state dict as `.safetensors`.
@@ -47,7 +49,7 @@ def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) 
     path = Path(path)
     config = _config_beside(path) if config is None else config
     state = convert_state_dict(read_checkpoint(path), config)
-    model = MaskFormerHfForUniversalSegmentation(config)
+    model = MODEL_CLASSES[config.model_type](config)
     model.load_state_dict(state)
     return model.eval()
 
@@ -95,7 +97,7 @@ def _with_pixel_decoder(name: str) -> str:
 
 def _check_against_model(converted: dict[str, torch.Tensor], config: MaskFormerHfConfig):
     with torch.device("meta"):
-        own = MaskFormerHfForUniversalSegmentation(config).state_dict()
+        own = MODEL_CLASSES[config.model_type](config).state_dict()
     for name in own.keys() - converted.keys():
         if name.endswith("num_batches_tracked"):
             converted[name] = torch.zeros((), dtype=torch.int64)
@@ -208,6 +210,8 @@ def _conv_group_norm(theirs: str, ours: str) -> dict[str, Target]:
 
 def _predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     theirs, ours = "sem_seg_head.predictor", "model.transformer_decoder"
+    if config.transformer_decoder is None:
+        return _layer(theirs, "head.classifier")
     names: dict[str, Target] = {f"{theirs}.query_embed.weight": f"{ours}.query_position.weight"}
     if config.enforce_input_projection or _memory_channels(config) != config.hidden_size:
         names |= _layer(f"{theirs}.input_proj", f"{ours}.input_projection")
@@ -217,7 +221,8 @@ def _predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     for i in range(config.decoder_layers):
         names |= _decoder_layer(f"{theirs}.transformer.decoder.layers.{i}", f"{ours}.layers.{i}")
     names |= _layer(f"{theirs}.transformer.decoder.norm", f"{ours}.norm")
-    names |= _layer(f"{theirs}.class_embed", "head.class_predictor")
+    if config.model_type != MaskFormerHfPerPixelConfig.model_type:
+        names |= _layer(f"{theirs}.class_embed", "head.class_predictor")
     for i in range(3):
         names |= _layer(f"{theirs}.mask_embed.layers.{i}", f"head.mask_embedder.layers.{i}")
     return names
@@ -307,8 +312,11 @@ def config_from_detectron2(cfg_model: Mapping[str, Any]) -> MaskFormerHfConfig:
 
 def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
     head, former, name = model["SEM_SEG_HEAD"], model["MASK_FORMER"], model["BACKBONE"]["NAME"]
-    _require("META_ARCHITECTURE", model["META_ARCHITECTURE"], ["MaskFormer"])
-    _require("SEM_SEG_HEAD.NAME", head["NAME"], ["MaskFormerHead"])
+    _require("META_ARCHITECTURE", model["META_ARCHITECTURE"], ["MaskFormer", "SemanticSegmentor"])
+    is_per_pixel = model["META_ARCHITECTURE"] == "SemanticSegmentor"
+    heads = ["PerPixelBaselineHead", "PerPixelBaselinePlusHead"] if is_per_pixel else ["MaskFormerHead"]
+    _require("SEM_SEG_HEAD.NAME", head["NAME"], heads)
+    has_queries = head["NAME"] != "PerPixelBaselineHead"
     _require("SEM_SEG_HEAD.IN_FEATURES", list(head["IN_FEATURES"]), [FEATURES])
     _require("SEM_SEG_HEAD.NORM", head["NORM"], ["GN"])
     _require("BACKBONE.NAME", name, ["build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer"])
@@ -321,13 +329,19 @@ def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
     memory = "transformer_encoder" if with_encoder else "res5"
     _require("MASK_FORMER.TRANSFORMER_IN_FEATURE", former["TRANSFORMER_IN_FEATURE"], [memory])
     is_swin = name == "D2SwinTransformer"
-    return MaskFormerHfConfig(
+    config_class: Any = MaskFormerHfConfig
+    if is_per_pixel:
+        config_class = partial(MaskFormerHfPerPixelConfig, semantic_loss_ignore_index=head["IGNORE_VALUE"])
+        if has_queries:
+            _require("MASK_FORMER.NUM_OBJECT_QUERIES", former["NUM_OBJECT_QUERIES"], [head["NUM_CLASSES"]])
+    return config_class(
         backbone_config=_swin_config(model["SWIN"]) if is_swin else _resnet_config(model["RESNETS"], name),
         freeze_batch_norm=is_swin or model["RESNETS"]["NORM"] == "FrozenBN",
         pixel_decoder="transformer_fpn" if with_encoder else "fpn",
         feature_size=head["CONVS_DIM"],
         mask_feature_size=head["MASK_DIM"],
         encoder_layers=head["TRANSFORMER_ENC_LAYERS"],
+        transformer_decoder="detr" if has_queries else None,
         hidden_size=former["HIDDEN_DIM"],
         num_attention_heads=former["NHEADS"],
         ffn_dim=former["DIM_FEEDFORWARD"],
@@ -344,7 +358,7 @@ def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
         task="panoptic" if former["TEST"]["PANOPTIC_ON"] else "semantic",
         object_mask_threshold=former["TEST"]["OBJECT_MASK_THRESHOLD"],
         overlap_mask_area_threshold=former["TEST"]["OVERLAP_THRESHOLD"],
-        num_labels=head["NUM_CLASSES"],  # pyrefly: ignore[unexpected-keyword]
+        num_labels=head["NUM_CLASSES"],
     )
 
 

@@ -17,6 +17,12 @@ PIXEL_DECODERS = ("fpn", "transformer_fpn")
 TRANSFORMER_DECODERS = ("detr",)
 MASK_LOSSES = ("dense", "points")
 TASKS = ("semantic", "instance", "panoptic")
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "pixel_decoder": PIXEL_DECODERS,
+    "transformer_decoder": TRANSFORMER_DECODERS,
+    "mask_loss": MASK_LOSSES,
+    "task": TASKS,
+}
 LABEL_FIELDS = ("num_labels", "id2label", "label2id")
 
 # The pixel decoders normalise with GroupNorm(32), whatever their width.
@@ -65,6 +71,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     model_type = "maskformer_hf"
     # PreTrainedConfig's own idiom.
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyrefly: ignore[bad-override]
+    choices = CHOICES
+    reads_transformers_layout = True
 
     backbone_config: dict | PreTrainedConfig | None = None
     num_channels: int = 3
@@ -75,7 +83,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     mask_feature_size: int = 256
     encoder_layers: int = 6
 
-    transformer_decoder: str = "detr"
+    transformer_decoder: str | None = "detr"
     hidden_size: int = 256
     num_attention_heads: int = 8
     ffn_dim: int = 2048
@@ -120,7 +128,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         - `num_labels`, `id2label` or `label2id` replace all three, and `label_ids_to_fuse` follows its classes by name.
         - Other fields of this class are checked together, as when a configuration is made.
         """
-        config_dict = dict(_in_own_layout(config_dict, cls.model_type, "This"))
+        config_dict = dict(_in_own_layout(config_dict, cls, "This"))
         if cls._auto_class is None:
             # It came from the Hub, and what is saved from here on must not refer to the code of that repository.
             config_dict.pop("auto_map", None)
@@ -147,7 +155,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         # Before `from_pretrained` sees the other model_type and warns of what is no trouble, or only warns.
-        return _in_own_layout(config_dict, cls.model_type, str(pretrained_model_name_or_path)), kwargs
+        return _in_own_layout(config_dict, cls, str(pretrained_model_name_or_path)), kwargs
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
@@ -158,10 +166,9 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
 
     def validate_parts(self):
         """Refuse what cannot be built. Runs when the configuration is made and before it is saved."""
-        _check_choice("pixel_decoder", self.pixel_decoder, PIXEL_DECODERS)
-        _check_choice("transformer_decoder", self.transformer_decoder, TRANSFORMER_DECODERS)
-        _check_choice("mask_loss", self.mask_loss, MASK_LOSSES)
-        _check_choice("task", self.task, TASKS)
+        for name, choices in self.choices.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -193,21 +200,15 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             raise ValueError(f"`label_ids_to_fuse` holds {out_of_range}, but there are {len(labels)} labels.")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]):
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
-
-
-def _in_own_layout(config_dict: dict[str, Any], own_model_type: str, source: str) -> dict[str, Any]:
+def _in_own_layout(config_dict: dict[str, Any], config_class: Any, source: str) -> dict[str, Any]:
+    own_model_type = config_class.model_type
     model_type = config_dict.get("model_type", own_model_type)
-    if model_type == MODEL_TYPE:
+    if model_type == own_model_type:
+        return config_dict
+    if model_type == MODEL_TYPE and config_class.reads_transformers_layout:
         return translate_config(config_dict, own_model_type)
-    if model_type != own_model_type:
-        raise ValueError(
-            f"{source} is a {model_type!r} model; only {own_model_type!r} and transformers' {MODEL_TYPE!r} can be read "
-            "here."
-        )
-    return config_dict
+    others = f" and transformers' {MODEL_TYPE!r}" if config_class.reads_transformers_layout else ""
+    raise ValueError(f"{source} is a {model_type!r} model; only {own_model_type!r}{others} can be read here.")
 
 
 def matching_labels(old: Any, new: Any) -> list[int | None]:

@@ -56,10 +56,11 @@ class Criterion(nn.Module):
             class_labels: Classes (N_i,) of each image, int64.
         """
         device = class_logits_LBQK.device
-        mask_labels, class_labels = self._check_targets(
+        mask_labels, class_labels = check_targets(
             [masks.to(device) for masks in mask_labels],
             [labels.to(device) for labels in class_labels],
             len(class_logits_LBQK[0]),
+            self.num_labels,
         )
         with torch.autocast(device.type, enabled=False):
             class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
@@ -148,38 +149,46 @@ class Criterion(nn.Module):
             dtype=torch.float32,
             device=class_logits_LBQK.device,
         )
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-            sums /= dist.get_world_size()
+        average_over_processes(sums)
         return torch.stack((sums[0].clamp(min=1), sums[1]))
 
-    def _check_targets(self, mask_labels, class_labels, batch_size: int):
-        if not len(mask_labels) == len(class_labels) == batch_size:
+
+def check_targets(
+    mask_labels: Sequence[torch.Tensor], class_labels: Sequence[torch.Tensor], batch_size: int, num_labels: int
+) -> tuple[list[torch.Tensor], Sequence[torch.Tensor]]:
+    """The targets of a batch with boolean masks; a ValueError that names the image and the value if they are none."""
+    if not len(mask_labels) == len(class_labels) == batch_size:
+        raise ValueError(
+            f"`mask_labels` and `class_labels` need one entry for each of the {batch_size} images, got "
+            f"{len(mask_labels)} and {len(class_labels)}."
+        )
+    for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if len(masks) != len(labels):
+            raise ValueError(f"Image {image} of the batch has {len(masks)} masks but {len(labels)} class labels.")
+        if masks.shape[-2:] != mask_labels[0].shape[-2:]:
             raise ValueError(
-                f"`mask_labels` and `class_labels` need one entry for each of the {batch_size} images, got "
-                f"{len(mask_labels)} and {len(class_labels)}."
+                f"Masks of image {image} have size {tuple(masks.shape[-2:])}, those of image 0 "
+                f"{tuple(mask_labels[0].shape[-2:])}: pad all masks of a batch with zeros to the size of the batch."
             )
-        for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-            if len(masks) != len(labels):
-                raise ValueError(f"Image {image} of the batch has {len(masks)} masks but {len(labels)} class labels.")
-            if masks.shape[-2:] != mask_labels[0].shape[-2:]:
-                raise ValueError(
-                    f"Masks of image {image} have size {tuple(masks.shape[-2:])}, those of image 0 "
-                    f"{tuple(mask_labels[0].shape[-2:])}: pad all masks of a batch with zeros to the size of the batch."
-                )
-        joined = torch.cat([labels.flatten() for labels in class_labels])
-        if len(joined) and not bool(((joined >= 0) & (joined < self.num_labels)).all()):
-            image, label = next(
-                (image, int(label))
-                for image, labels in enumerate(class_labels)
-                for label in labels
-                if not 0 <= label < self.num_labels
-            )
-            raise ValueError(
-                f"Image {image} of the batch has class label {label}, but the model knows 0 to {self.num_labels - 1}: "
-                "map the labels, or name the void ones by `ignore_index`. No-object is no label."
-            )
-        return [_as_bool(masks, image) for image, masks in enumerate(mask_labels)], class_labels
+    joined = torch.cat([labels.flatten() for labels in class_labels])
+    if len(joined) and not bool(((joined >= 0) & (joined < num_labels)).all()):
+        image, label = next(
+            (image, int(label))
+            for image, labels in enumerate(class_labels)
+            for label in labels
+            if not 0 <= label < num_labels
+        )
+        raise ValueError(
+            f"Image {image} of the batch has class label {label}, but the model knows 0 to {num_labels - 1}: "
+            "map the labels, or name the void ones by `ignore_index`. No-object is no label."
+        )
+    return [_as_bool(masks, image) for image, masks in enumerate(mask_labels)], class_labels
+
+
+def average_over_processes(sums: torch.Tensor):
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+        sums /= dist.get_world_size()
 
 
 def _as_bool(masks: torch.Tensor, image: int) -> torch.Tensor:

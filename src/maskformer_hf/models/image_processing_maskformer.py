@@ -9,6 +9,7 @@ values are theirs.
 import math
 import os
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,8 +36,11 @@ from .post_processing import (
     flatten_instances,
     image_geometries,
     instance_segmentation,
+    is_per_pixel,
     keep_instances,
     panoptic_segmentation,
+    per_pixel_scores,
+    per_pixel_segmentation,
     semantic_scores,
     semantic_segmentation,
 )
@@ -300,19 +304,27 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
 
         With `return_segmentation_scores` each entry has `segmentation` and `segmentation_scores` (K, H, W) float32,
         which takes memory. `resize="scores"` computes class scores at the padded input size and resizes these, as the
-        original does for models trained for semantic segmentation alone; the default resizes mask logits.
+        original does for models trained for semantic segmentation alone; the default resizes mask logits. The scores of
+        a per-pixel model are its logits, and `resize` makes no difference to them.
         """
+        get_scores: Any = partial(semantic_scores, resize=resize)
+        get_segmentation: Any = partial(semantic_segmentation, resize=resize)
+        if is_per_pixel(outputs):
+            get_scores, get_segmentation = per_pixel_scores, per_pixel_segmentation
+            images: Any = zip(outputs.logits, image_geometries(outputs, target_sizes), strict=True)
+        else:
+            images = _images_of(outputs, target_sizes)
         results: list[Any] = []
-        for class_logits, mask_logits, geometry in _images_of(outputs, target_sizes):
+        for image in images:
             if return_segmentation_scores:
-                scores = semantic_scores(class_logits, mask_logits, geometry, resize=resize)
+                scores = get_scores(*image)
                 results.append(
                     SemanticSegmentationPostProcessorOutput(
                         data={"segmentation": scores.argmax(0), "segmentation_scores": scores}
                     )
                 )
             else:
-                results.append(semantic_segmentation(class_logits, mask_logits, geometry, resize=resize))
+                results.append(get_segmentation(*image))
         return results
 
     def post_process_instance_segmentation(
@@ -669,6 +681,11 @@ def _some(mapping: dict[int, int]) -> str:
 
 
 def _images_of(outputs: Any, target_sizes: Any) -> list[tuple[Tensor, Tensor, Any]]:
+    if is_per_pixel(outputs):
+        raise ValueError(
+            "These are outputs of a per-pixel model, which knows no masks of its own: only "
+            "`post_process_semantic_segmentation` can read them."
+        )
     geometries = image_geometries(outputs, target_sizes)
     return list(zip(outputs.class_queries_logits, outputs.masks_queries_logits, geometries, strict=True))
 

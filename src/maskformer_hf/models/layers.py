@@ -1,6 +1,8 @@
 """Layers that more than one part is built of."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +31,19 @@ def init_convolutions(module: nn.Module):
             init.kaiming_uniform_(layer.weight, a=1)
             if layer.bias is not None:
                 init.zeros_(layer.bias)
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+@torch.no_grad()
+def keep_rows(new: Layer, old: nn.Module, rows: Sequence[int | None]) -> Layer:
+    """Make row i of every parameter of `new` row `rows[i]` of the same parameter of `old`; None leaves it as it is."""
+    for name, parameter in new.named_parameters():
+        for row, former in enumerate(rows):
+            if former is not None:
+                parameter[row] = old.get_parameter(name)[former]
+    return new
 
 
 class Attention(nn.Module):

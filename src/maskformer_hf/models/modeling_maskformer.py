@@ -15,7 +15,11 @@ from transformers import initialization as init
 from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import LABEL_FIELDS, MaskFormerHfConfig, matching_labels
 from .criterion import Criterion
-from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
+from .modeling_outputs import (
+    MaskFormerHfForUniversalSegmentationOutput,
+    MaskFormerHfModelOutput,
+    TransformerDecoderOutput,
+)
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .remote_code import CodeOnTheHub
 from .segmentation_head import SegmentationHead
@@ -124,9 +128,48 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
             model.change_labels(wanted)
         return loaded
 
+    @classmethod
+    def from_backbone(cls, source: str, *, backbone_weights: str | None = None, **config_fields: Any) -> Any:
+        """Build a model around a pretrained backbone; everything else starts as the original does.
+
+        Args:
+            source: `timm/NAME`, the name of a transformers backbone on the Hub, or a local folder.
+            backbone_weights: A safetensors file with the backbone's weights, in the key names of its own library, in
+                place of the Hub.
+            config_fields: Fields of the model's configuration.
+
+        Raises:
+            ValueError: If any weight of the backbone would stay random.
+        """
+        config_class: Any = cls.config_class
+        backbone_config = pretrained_backbone_config(source)
+        for name, value in (config_fields.pop("backbone_config", None) or {}).items():
+            setattr(backbone_config, name, value)
+        model = cls(config_class(backbone_config=backbone_config, **config_fields))
+        base_model: Any = model.base_model
+        load_pretrained_backbone(base_model.backbone, source, backbone_weights)
+        return model
+
     def change_labels(self, config: PreTrainedConfig):
-        """Take the labels of `config`."""
+        """Take the labels of `config`: what belongs to classes with a known name is kept, the rest starts afresh."""
+        old: Any = self.config.id2label
+        new: Any = config.id2label
+        rows = matching_labels(old, new)
+        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows)) is not None:
+            logger.warning(
+                "The checkpoint knows %d classes, now there are %d. Kept: %s. Re-initialised, hence to be trained: %s.",
+                len(old),
+                len(new),
+                always_kept + _abridge([new[label] for label, row in enumerate(rows) if row is not None]),
+                _abridge([new[label] for label, row in enumerate(rows) if row is None]),
+            )
         _set_labels(self.config, config)
+
+    def _change_classes(self, rows: Sequence[int | None]) -> str | None:
+        """Make class i the former class `rows[i]`, or a new one.
+
+        Returns what is kept besides, as the beginning of a list; None where no part knows classes.
+        """
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # transformers skips modules without parameters of their own in code outside its package, which would leave out
@@ -151,16 +194,21 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
 
 
 class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
-    """Backbone, pixel decoder and transformer decoder: query embeddings and pixel embeddings without the heads."""
+    """Backbone, pixel decoder and transformer decoder: query embeddings and pixel embeddings without the heads.
+
+    PerPixelBaseline has no transformer decoder, and no query embeddings.
+    """
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
         backbone_config: Any = config.backbone_config
         self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
         self.pixel_decoder: Any = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
-        self.transformer_decoder: Any = TRANSFORMER_DECODERS[config.transformer_decoder](
-            config, self.pixel_decoder.memory_channels
-        )
+        self.transformer_decoder: Any = None
+        if config.transformer_decoder is not None:
+            self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
+                config, self.pixel_decoder.memory_channels
+            )
         self.post_init()
 
     def forward(
@@ -180,26 +228,28 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             every_layer: Normalise and return the queries of all decoder layers.
         """
         need_weights = self._check_attentions(output_attentions)
-        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        output_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         self._check_pixels(pixel_values)
         features = self.backbone(pixel_values.to(self.dtype))
         pixels = self.pixel_decoder(features, need_weights)
-        decoded = self.transformer_decoder(pixels.memory, every_layer or bool(output_hidden_states), need_weights)
+        decoded = TransformerDecoderOutput(queries=())
+        if self.transformer_decoder is not None:
+            decoded = self.transformer_decoder(pixels.memory, every_layer or bool(output_hidden_states), need_weights)
         output = MaskFormerHfModelOutput(
-            transformer_decoder_last_hidden_state=decoded.queries[-1],
+            transformer_decoder_last_hidden_state=decoded.queries[-1] if decoded.queries else None,
             pixel_decoder_last_hidden_state=pixels.embeddings,
             encoder_last_hidden_state=features[-1],
             encoder_hidden_states=features if output_hidden_states else None,
             pixel_decoder_hidden_states=pixels.memory if output_hidden_states else None,
-            transformer_decoder_hidden_states=decoded.queries if every_layer or output_hidden_states else None,
+            transformer_decoder_hidden_states=((every_layer or output_hidden_states) and decoded.queries) or None,
             encoder_attentions=pixels.attentions,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
         )
-        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def _check_attentions(self, output_attentions: bool | None) -> bool:
-        wanted = bool(_default(output_attentions, self.config.output_attentions))
+        wanted = bool(default(output_attentions, self.config.output_attentions))
         if wanted and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"`output_attentions=True` needs `attn_implementation='eager'`, the model has "
@@ -237,45 +287,10 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         )
         self.post_init()
 
-    @classmethod
-    def from_backbone(
-        cls, source: str, *, backbone_weights: str | None = None, **config_fields: Any
-    ) -> "MaskFormerHfForUniversalSegmentation":
-        """Build a model around a pretrained backbone; everything else starts as the original does.
-
-        Args:
-            source: `timm/NAME`, the name of a transformers backbone on the Hub, or a local folder.
-            backbone_weights: A safetensors file with the backbone's weights, in the key names of its own library, in
-                place of the Hub.
-            config_fields: Fields of [`MaskFormerHfConfig`].
-
-        Raises:
-            ValueError: If any weight of the backbone would stay random.
-        """
-        backbone_config = pretrained_backbone_config(source)
-        for name, value in (config_fields.pop("backbone_config", None) or {}).items():
-            setattr(backbone_config, name, value)
-        model = cls(MaskFormerHfConfig(backbone_config=backbone_config, **config_fields))
-        load_pretrained_backbone(model.model.backbone, source, backbone_weights)
-        return model
-
-    def change_labels(self, config: PreTrainedConfig):
-        """Take the labels of `config`: classes with a known name and no-object are kept, the rest starts afresh."""
-        old: Any = self.config.id2label
-        new: Any = config.id2label
-        rows = matching_labels(old, new)
-        if rows != list(range(len(old))):
-            self.head.change_classes(rows)
-            self.criterion.num_labels = len(new)
-            logger.warning(
-                "The checkpoint knows %d classes, now there are %d. Kept: no-object, %s. Re-initialised, hence to be "
-                "trained: %s.",
-                len(old),
-                len(new),
-                _abridge([new[label] for label, row in enumerate(rows) if row is not None]),
-                _abridge([new[label] for label, row in enumerate(rows) if row is None]),
-            )
-        super().change_labels(config)
+    def _change_classes(self, rows: Sequence[int | None]) -> str:
+        self.head.change_classes(rows)
+        self.criterion.num_labels = len(rows)
+        return "no-object, "
 
     def forward(
         self,
@@ -300,7 +315,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
         if mask_labels is not None:
-            _check_mask_sizes(mask_labels, pixel_values)
+            check_mask_sizes(mask_labels, pixel_values)
         supervise = mask_labels is not None and self.config.use_auxiliary_loss
         every_layer = supervise or bool(output_auxiliary_logits)
         base = self.model(
@@ -310,12 +325,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             every_layer=every_layer,
             return_dict=True,
         )
-        queries_LBQC = (
-            torch.stack(base.transformer_decoder_hidden_states)
-            if every_layer
-            else base.transformer_decoder_last_hidden_state[None]
-        )
-        class_logits, mask_logits = self.head(queries_LBQC, base.pixel_decoder_last_hidden_state)
+        class_logits, mask_logits = self.head(stack_queries(base, every_layer), base.pixel_decoder_last_hidden_state)
         loss = loss_dict = None
         if mask_labels is not None:
             supervised = slice(None) if supervise else slice(-1, None)
@@ -328,22 +338,29 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
                 {"class_queries_logits": classes, "masks_queries_logits": masks}
                 for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
             ]
-        keep_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         hidden_states = {} if keep_hidden_states else {"transformer_decoder_hidden_states": None}
         output = MaskFormerHfForUniversalSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             class_queries_logits=class_logits[-1],
             masks_queries_logits=mask_logits[-1],
-            image_sizes=_image_sizes(pixel_values, pixel_mask),
-            padded_sizes=_image_sizes(pixel_values, None),
+            image_sizes=image_sizes_of(pixel_values, pixel_mask),
+            padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
             auxiliary_logits=auxiliary_logits,
             **{**base, **hidden_states},
         )
-        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-def _check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor):
+def stack_queries(base: Any, every_layer: bool) -> torch.Tensor:
+    """Query embeddings (L, B, Q, C) of a [`MaskFormerHfModelOutput`]; of the last layer alone unless `every_layer`."""
+    if every_layer:
+        return torch.stack(base.transformer_decoder_hidden_states)
+    return base.transformer_decoder_last_hidden_state[None]
+
+
+def check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor):
     size = tuple(pixel_values.shape[-2:])
     for image, masks in enumerate(mask_labels):
         if masks.shape[-2:] != size:
@@ -389,17 +406,23 @@ def _abridge(names: Sequence[str], length: int = 8) -> str:
     return ", ".join(names) or "none"
 
 
-def _default(value: Any, otherwise: Any) -> Any:
+def default(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
 
 
-def _image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
     """Height and width of the part of each image that is no padding, (B, 2)."""
     if pixel_mask is None:
-        size = torch.tensor(pixel_values.shape[-2:], device=pixel_values.device)
-        return size.expand(len(pixel_values), 2)
+        return size_rows(pixel_values, pixel_values.shape[-2:])
     real = pixel_mask.bool()
     return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
+
+
+def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """One height and width for all images of the batch, (B, 2)."""
+    # Filled where it is needed: a copy from the host could not be part of a CUDA graph.
+    columns = [pixel_values.new_full((pixel_values.shape[0],), n, dtype=torch.int64) for n in size]
+    return torch.stack(columns, dim=1)
 
 
 __all__ = ["MaskFormerHfForUniversalSegmentation", "MaskFormerHfModel", "MaskFormerHfPreTrainedModel"]

@@ -49,15 +49,15 @@ class MaskFormerHfModelOutput(ModelOutput):
             the decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
     """
 
-    transformer_decoder_last_hidden_state: torch.FloatTensor | None = None
-    pixel_decoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pixel_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    transformer_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    transformer_decoder_last_hidden_state: torch.Tensor | None = None
+    pixel_decoder_last_hidden_state: torch.Tensor | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -76,19 +76,51 @@ class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
         encoder_last_hidden_state, ..., cross_attentions: As in [`MaskFormerHfModelOutput`], if asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_dict: dict[str, torch.FloatTensor] | None = None
-    class_queries_logits: torch.FloatTensor | None = None
-    masks_queries_logits: torch.FloatTensor | None = None
-    image_sizes: torch.LongTensor | None = None
-    padded_sizes: torch.LongTensor | None = None
-    auxiliary_logits: list[dict[str, torch.FloatTensor]] | None = None
-    transformer_decoder_last_hidden_state: torch.FloatTensor | None = None
-    pixel_decoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pixel_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    transformer_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    class_queries_logits: torch.Tensor | None = None
+    masks_queries_logits: torch.Tensor | None = None
+    image_sizes: torch.Tensor | None = None
+    padded_sizes: torch.Tensor | None = None
+    auxiliary_logits: list[dict[str, torch.Tensor]] | None = None
+    transformer_decoder_last_hidden_state: torch.Tensor | None = None
+    pixel_decoder_last_hidden_state: torch.Tensor | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MaskFormerHfForSemanticSegmentationOutput(ModelOutput):
+    """
+    Args:
+        loss: Sum of all terms, a scalar, if targets were given.
+        loss_dict: Each term under the original's names: `loss_sem_seg` of the result, `loss_sem_seg_0`, ... of the
+            auxiliary decoder layers.
+        logits: Class logits of every pixel, (B, K, ceil(H/4), ceil(W/4)).
+        image_sizes: Height and width of each image without padding, (B, 2), int64.
+        padded_sizes: What `logits` are resized to before the image is cut out, the same in each row, (B, 2), int64:
+            four times their size, which is that of `pixel_values` or up to three pixels more.
+        auxiliary_logits: `logits` of each decoder layer but the last, if asked for.
+        transformer_decoder_last_hidden_state, ..., cross_attentions: As in [`MaskFormerHfModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    image_sizes: torch.Tensor | None = None
+    padded_sizes: torch.Tensor | None = None
+    auxiliary_logits: tuple[torch.Tensor, ...] | None = None
+    transformer_decoder_last_hidden_state: torch.Tensor | None = None
+    pixel_decoder_last_hidden_state: torch.Tensor | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None

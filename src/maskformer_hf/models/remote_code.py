@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import PushToHubMixin
 
 _UNIVERSAL = "modeling_maskformer.MaskFormerHfForUniversalSegmentation"
+_PER_PIXEL = "modeling_per_pixel.MaskFormerHfPerPixelBaseline"
 # By `model_type`: each of transformers' Auto classes, and the file and class it takes.
 MODELS = {
     "maskformer_hf": {
@@ -26,6 +27,11 @@ MODELS = {
         "AutoModelForSemanticSegmentation": _UNIVERSAL,
         "AutoModelForUniversalSegmentation": _UNIVERSAL,
         "AutoModelForInstanceSegmentation": _UNIVERSAL,
+    },
+    "maskformer_hf_per_pixel": {
+        "AutoConfig": "configuration_per_pixel.MaskFormerHfPerPixelConfig",
+        "AutoModelForImageSegmentation": _PER_PIXEL,
+        "AutoModelForSemanticSegmentation": _PER_PIXEL,
     },
 }
 IMAGE_PROCESSOR = {"AutoImageProcessor": "image_processing_maskformer.MaskFormerHfImageProcessor"}

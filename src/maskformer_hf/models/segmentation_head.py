@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
-from .layers import MLP
+from .layers import MLP, keep_rows
 
 
 class SegmentationHead(nn.Module):
@@ -20,17 +21,52 @@ class SegmentationHead(nn.Module):
         self, queries_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (L, B, Q, K+1) and mask logits (L, B, Q, h, w) of all decoder layers at once."""
-        mask_embeddings_LBQC = self.mask_embedder(queries_LBQC)
-        masks_LBQhw = torch.einsum("lbqc,bchw->lbqhw", mask_embeddings_LBQC, pixel_embeddings_BChw)
+        masks_LBQhw = _multiply(self.mask_embedder(queries_LBQC), pixel_embeddings_BChw)
         return self.class_predictor(queries_LBQC), masks_LBQhw
 
-    @torch.no_grad()
     def change_classes(self, rows: Sequence[int | None]):
         """Replace the classifier: class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
         old = self.class_predictor
         new = nn.Linear(old.in_features, len(rows) + 1, device=old.weight.device, dtype=old.weight.dtype)
-        for row, former in enumerate([*rows, old.out_features - 1]):
-            if former is not None:
-                new.weight[row] = old.weight[former]
-                new.bias[row] = old.bias[former]
-        self.class_predictor = new
+        self.class_predictor = keep_rows(new, old, [*rows, old.out_features - 1])
+
+
+class QueryPixelHead(nn.Module):
+    """The head of PerPixelBaseline+: the masks of [`SegmentationHead`], of which mask k is the logit of class k."""
+
+    def __init__(self, hidden_size: int, mask_feature_size: int):
+        super().__init__()
+        self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
+
+    def forward(self, queries_LBKC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
+        """Class logits of every pixel (L, B, K, h, w) of all decoder layers at once."""
+        return _multiply(self.mask_embedder(queries_LBKC), pixel_embeddings_BChw)
+
+
+class PixelHead(nn.Module):
+    """The head of PerPixelBaseline: a linear classifier of pixel embeddings."""
+
+    def __init__(self, mask_feature_size: int, num_labels: int):
+        super().__init__()
+        self.classifier = nn.Conv2d(mask_feature_size, num_labels, 1)
+
+    def init_weights(self):
+        # Detectron2's `c2_msra_fill`.
+        init.kaiming_normal_(self.classifier.weight, mode="fan_out", nonlinearity="relu")
+        if self.classifier.bias is not None:
+            init.zeros_(self.classifier.bias)
+
+    def forward(self, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
+        """Class logits of every pixel (B, K, h, w)."""
+        return self.classifier(pixel_embeddings_BChw)
+
+    def change_classes(self, rows: Sequence[int | None]):
+        """Replace the classifier: class i is the former class `rows[i]`, or a new one."""
+        old = self.classifier
+        self.classifier = nn.Conv2d(old.in_channels, len(rows), 1, device=old.weight.device, dtype=old.weight.dtype)
+        self.init_weights()
+        keep_rows(self.classifier, old, rows)
+
+
+def _multiply(embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("lbqc,bchw->lbqhw", embeddings_LBQC, pixel_embeddings_BChw)

@@ -1,11 +1,13 @@
 """MaskFormer's query module: DETR's transformer decoder (https://arxiv.org/abs/2005.12872)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import Attention, FeedForward, TransformerEncoder, init_convolutions
+from .layers import Attention, FeedForward, TransformerEncoder, init_convolutions, keep_rows
 from .modeling_outputs import TransformerDecoderOutput
 from .position_encoding import sine_position_encoding
 
@@ -82,6 +84,13 @@ class DetrTransformerDecoder(nn.Module):
         init_convolutions(self)
         # N(0, 1). With the N(0, 0.02) of many ports all queries start alike and training never parts them.
         init.normal_(self.query_position.weight)
+
+    def change_queries(self, rows: Sequence[int | None]):
+        """Replace the queries: query i is the former query `rows[i]`, or a new one."""
+        old = self.query_position
+        weight = old.weight
+        new = nn.Embedding(len(rows), old.embedding_dim, device=weight.device, dtype=weight.dtype)
+        self.query_position = keep_rows(new, old, rows)
 
     def forward(
         self, memory: tuple[torch.Tensor, ...], every_layer: bool, need_weights: bool = False

@@ -38,7 +38,8 @@ class ModelArguments:
     backbone: str | None = None  # "timm/<name>", a Hub name or a folder
     backbone_weights: str | None = None  # safetensors file in the backbone library's own names; None: the Hub's
     checkpoint: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerConfig
+    architecture: Literal["maskformer", "per_pixel_baseline"] = "maskformer"  # on a backbone; a checkpoint has its own
+    config: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerConfig, or PerPixelBaselineConfig
     image_processor: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerImageProcessor
 
 

@@ -16,31 +16,37 @@ from ..model_card import write_model_card
 from .arguments import ModelArguments, Recipe
 from .evaluation import write_json
 
+MODEL_TYPES = {"maskformer": "maskformer_hf", "per_pixel_baseline": "maskformer_hf_per_pixel"}
+
 
 def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Module:
     """A new model on a pretrained backbone, or a checkpoint with its classes replaced by `id2label`."""
-    from ..models.configuration_maskformer import MaskFormerHfConfig
-    from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+    from ..models.modeling_auto import MODEL_CLASSES, model_class_of
 
-    _check_fields(arguments.config, MaskFormerHfConfig, "model.config")
+    if arguments.checkpoint is not None:
+        model_class = model_class_of(arguments.checkpoint)
+    else:
+        model_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]]
+    _check_fields(arguments.config, model_class.config_class, "model.config")
     labels = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
     fields: dict[str, Any] = {**labels, **arguments.config}
     if arguments.checkpoint is not None:
-        return MaskFormerHfForUniversalSegmentation.from_pretrained(
+        return model_class.from_pretrained(
             arguments.checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
         )
     assert arguments.backbone is not None, "read_recipe lets one of the two pass"
-    return MaskFormerHfForUniversalSegmentation.from_backbone(
-        arguments.backbone, backbone_weights=arguments.backbone_weights, **fields
-    )
+    return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
 
 def build_processor(arguments: ModelArguments) -> Any:
     from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 
+    # Stuff is a fact about the classes, but both need it: the processor post-processes without seeing the model.
+    shared = {name: value for name, value in arguments.config.items() if name == "label_ids_to_fuse"}
+    fields = {**shared, **arguments.image_processor}
     if arguments.checkpoint is not None:
-        return MaskFormerHfImageProcessor.from_pretrained(arguments.checkpoint, **arguments.image_processor)
-    return MaskFormerHfImageProcessor(**arguments.image_processor)
+        return MaskFormerHfImageProcessor.from_pretrained(arguments.checkpoint, **fields)
+    return MaskFormerHfImageProcessor(**fields)
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, record: dict[str, Any]) -> None:

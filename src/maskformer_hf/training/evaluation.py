@@ -103,7 +103,7 @@ def evaluate_checkpoint(
     Raises ValueError when the classes of the data are not those of the checkpoint.
     """
     from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
-    from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+    from ..models.modeling_auto import model_class_of
 
     source = _resolve(checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,7 +112,7 @@ def evaluate_checkpoint(
             raise ValueError(f"dtype is {dtype!r}; choose one of {list(DTYPES)}")
         dtype = DTYPES[dtype]
     dataset = SemanticFolder(data)
-    model = MaskFormerHfForUniversalSegmentation.from_pretrained(source).to(device=device, dtype=dtype or torch.float32)
+    model = model_class_of(source).from_pretrained(source).to(device=device, dtype=dtype or torch.float32)
     check_classes(model.config.id2label, dataset.id2label, f"checkpoint {checkpoint}", f"data {data}")
     processor = MaskFormerHfImageProcessor.from_pretrained(source)
     result = evaluate(model, processor, dataset, task=task or "semantic", device=device, batch_size=batch_size)
