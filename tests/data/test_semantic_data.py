@@ -180,3 +180,8 @@ def test_collation_of_a_void_photo_and_to_a_fixed_size():
     assert batch["pixel_values"].shape == (1, 3, 48, 64)
     assert batch["mask_labels"][0].shape == (0, 48, 64)
     assert batch["class_labels"][0].dtype == torch.int64
+
+
+def test_collation_without_a_divisor():
+    batch = SemanticCollator([0.5] * 3, [0.5] * 3, size_divisor=0)([square(40, 60), square(50, 33)])
+    assert batch["pixel_values"].shape == (2, 3, 50, 60)

@@ -25,7 +25,7 @@ class SemanticCollator:
 
     Args:
         image_mean, image_std: per channel, of values scaled to 0..1.
-        size_divisor: the padded sides are multiples of it.
+        size_divisor: the padded sides are multiples of it; 0 pads to the largest image alone, as image processors do.
         size: (height, width) every batch is padded to at least; with crops of one size no batch then differs in shape.
     """
 
@@ -39,7 +39,7 @@ class SemanticCollator:
         # (x / 255 - mean) / std in one multiplication and one subtraction
         self.scale = 1.0 / (255.0 * torch.tensor(image_std))[:, None, None]
         self.shift = (torch.tensor(image_mean) / torch.tensor(image_std))[:, None, None]
-        self.size_divisor = size_divisor
+        self.size_divisor = size_divisor or 1
         self.size = tuple(size)
 
     def __call__(self, samples: Sequence[SemanticSample]) -> Batch:
