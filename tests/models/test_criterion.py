@@ -343,3 +343,40 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path):
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5 * float(largest))
+
+
+@pytest.mark.parametrize("mask_loss", ["dense", "points"])
+def test_what_is_predicted_in_void_does_not_matter_if_void_is_left_out(mask_loss):
+    """Row 13 of what transformers' users suffer: void trains as background of every mask. Here that is a choice."""
+    criterion = make_criterion(mask_loss=mask_loss, num_points=4000, importance_sample_ratio=0.0).eval()
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([2, 3])
+    void = torch.zeros(2, 32, 48, dtype=torch.bool)
+    void[:, :, 24:] = True
+    masks = [mask & ~void[0] for mask in masks]
+    changed = mask_logits.clone()
+    # One cell further, because the cells on both sides of the border are interpolated.
+    changed[..., 7:] = 20.0
+
+    def losses(logits, void_masks):
+        return criterion(class_logits, logits, masks, labels, void_masks)[1]
+
+    kept, moved = losses(mask_logits, void), losses(changed, void)
+    for name, loss in kept.items():
+        assert loss == pytest.approx(moved[name].item(), rel=1e-4), name
+    assert losses(mask_logits, None)["loss_mask"] < 0.5 * losses(changed, None)["loss_mask"]
+
+
+def test_without_void_the_loss_is_that_of_the_picture_without_it():
+    criterion = make_criterion()
+    class_logits, mask_logits = predictions(images=1, width=12)
+    # Constant over the last cells, so that a crop interpolates as the whole does.
+    mask_logits[..., 5:] = mask_logits[..., 5:6]
+    [masks], labels = targets([3])
+    void = torch.zeros(1, 32, 48, dtype=torch.bool)
+    void[:, :, 24:] = True
+    masks = masks & ~void[0]
+    _, whole = criterion(class_logits, mask_logits, [masks], labels, void)
+    _, cropped = criterion(class_logits, mask_logits[..., :6], [masks[..., :24]], labels)
+    for name, loss in cropped.items():
+        assert whole[name] == pytest.approx(loss.item(), rel=1e-5), name

@@ -46,6 +46,7 @@ class Criterion(nn.Module):
         mask_logits_LBQhw: torch.Tensor,
         mask_labels: Sequence[torch.Tensor],
         class_labels: Sequence[torch.Tensor],
+        void_masks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted sum of all terms, and each term unweighted under the original's names.
 
@@ -54,6 +55,8 @@ class Criterion(nn.Module):
             mask_logits_LBQhw: Mask logits (L, B, Q, h, w).
             mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros to the size of the batch.
             class_labels: Classes (N_i,) of each image, int64.
+            void_masks: (B, H, W) bool, true at pixels that neither the matching nor the mask losses look at. Without
+                it void is background of every mask, as in the original.
         """
         device = class_logits_LBQK.device
         mask_labels, class_labels = check_targets(
@@ -64,7 +67,8 @@ class Criterion(nn.Module):
         )
         with torch.autocast(device.type, enabled=False):
             class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
-            matches = self._match(class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels)
+            counted_BHW = None if void_masks is None else ~void_masks.to(device).bool()
+            matches = self._match(class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW)
             num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
             masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
@@ -81,13 +85,14 @@ class Criterion(nn.Module):
                 matched_Mhw = mask_logits_BQhw[layer][image_M, query_M]
                 # All targets are matched unless there are more of them than queries: then no copy is needed.
                 targets_MHW = masks_NHW if len(target_M) == len(masks_NHW) else masks_NHW[target_M]
-                focal, dice = self._mask_losses(matched_Mhw, targets_MHW)
+                counted_MHW = None if counted_BHW is None else counted_BHW[image_M]
+                focal, dice = self._mask_losses(matched_Mhw, targets_MHW, counted_MHW)
                 losses[f"loss_mask{suffix}"] = focal / num_masks
                 losses[f"loss_dice{suffix}"] = dice / num_masks
             total = sum(self.weights[_term(name)] * loss for name, loss in losses.items())
         return total, losses
 
-    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels):
+    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW):
         num_targets = [len(labels) for labels in class_labels]
         num_queries = class_logits_LBQK.shape[2]
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
@@ -106,6 +111,7 @@ class Criterion(nn.Module):
             self.weights["loss_ce"],
             self.weights["loss_mask"],
             self.weights["loss_dice"],
+            counted_BHW,
         )
         return match(costs, num_targets)
 
@@ -117,21 +123,27 @@ class Criterion(nn.Module):
         weight[-1] = self.no_object_weight
         return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight, reduction="sum")
 
-    def _mask_losses(self, logits_Mhw: torch.Tensor, targets_MHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mask_losses(
+        self, logits_Mhw: torch.Tensor, targets_MHW: torch.Tensor, counted_MHW: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Focal and dice loss, summed over masks."""
         if len(logits_Mhw) == 0:
             nothing = logits_Mhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
             return nothing, nothing
         if self.mask_loss == "dense":
             logits = F.interpolate(logits_Mhw[:, None], size=targets_MHW.shape[-2:], mode="bilinear")[:, 0].flatten(1)
-            return focal_loss(logits, targets_MHW.flatten(1)), dice_loss(logits, targets_MHW.flatten(1))
+            targets = targets_MHW.flatten(1)
+            counted = None if counted_MHW is None else counted_MHW.flatten(1)
+            return focal_loss(logits, targets, counted), dice_loss(logits, targets, counted)
         # A loss that is evaluated must not change from run to run.
         generator = None if self.training else torch.Generator(logits_Mhw.device).manual_seed(0)
         points = uncertain_points(
             logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator
         )
         logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
-        return focal_loss(logits, targets), dice_loss(logits, targets)
+        # A point counts as far as its surroundings do.
+        counted = None if counted_MHW is None else sample_points(counted_MHW, points)
+        return focal_loss(logits, targets, counted), dice_loss(logits, targets, counted)
 
     def _normalizers(self, class_labels: Sequence[torch.Tensor], class_logits_LBQK: torch.Tensor) -> torch.Tensor:
         """What mask losses and class loss are divided by: the number of targets (at least 1) and the sum of the class
@@ -216,26 +228,36 @@ def _term(name: str) -> str:
     return "_".join(name.split("_")[:2])
 
 
-def focal_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tensor:
+def focal_loss(
+    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over the pixels of a mask and summed over masks.
 
-    `targets_NX` is boolean, or holds values in [0, 1].
+    `targets_NX` is boolean, or holds values in [0, 1]; `counted_NX` likewise, and is the weight of each pixel.
     """
     if targets_NX.dtype == torch.bool:
         # Turned so that every pixel is a positive one: fewer passes over the pixels than with two kinds.
         margin = torch.where(targets_NX, logits_NX, -logits_NX)
         alpha = torch.where(targets_NX, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-        return (alpha * torch.sigmoid(-margin).square() * F.softplus(-margin)).mean(1).sum()
-    probability = logits_NX.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits_NX, targets_NX, reduction="none")
-    miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
-    alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
-    return (alpha * miss.square() * entropy).mean(1).sum()
+        loss_NX = alpha * torch.sigmoid(-margin).square() * F.softplus(-margin)
+    else:
+        probability = logits_NX.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(logits_NX, targets_NX, reduction="none")
+        miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
+        alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
+        loss_NX = alpha * miss.square() * entropy
+    if counted_NX is None:
+        return loss_NX.mean(1).sum()
+    return ((loss_NX * counted_NX).sum(1) / counted_NX.sum(1).clamp(min=1)).sum()
 
 
-def dice_loss(logits_NX: torch.Tensor, targets_NX: torch.Tensor) -> torch.Tensor:
+def dice_loss(
+    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
+) -> torch.Tensor:
     """One minus the dice coefficient, 1 added above and below the line, summed over masks."""
     probability = logits_NX.sigmoid()
+    if counted_NX is not None:
+        probability, targets_NX = probability * counted_NX, targets_NX * counted_NX
     numerator = 2 * (probability * targets_NX).sum(1)
     denominator = probability.sum(1) + targets_NX.sum(1)
     return (1 - (numerator + 1) / (denominator + 1)).sum()

@@ -24,6 +24,7 @@ def matching_costs(
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
+    counted_BHW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cost of giving each target to each query, for all layers and images at once: (L, B, Q, N), float32.
 
@@ -34,6 +35,7 @@ def matching_costs(
     Args:
         mask_labels: Binary masks (N_i, H, W) of each image, all padded to one size.
         class_labels: Classes (N_i,) of each image.
+        counted_BHW: False at void pixels, which take no part in the costs of masks.
     """
     size_BN = (len(class_labels), max(1, *map(len, class_labels)))
     targets_BNhw = mask_logits_LBQhw.new_zeros((*size_BN, *mask_logits_LBQhw.shape[-2:]), dtype=torch.float32)
@@ -50,16 +52,23 @@ def matching_costs(
     # All layers of an image are rows of one matrix product.
     logits_BRX = mask_logits_LBQhw.float().transpose(0, 1).flatten(3).flatten(1, 2)
     targets_BXN = targets_BNhw.flatten(2).transpose(1, 2)
-    probability = logits_BRX.sigmoid()
-    dice_numerator = 2 * (probability @ targets_BXN) + 1
-    dice_denominator = probability.sum(-1, keepdim=True) + targets_BXN.sum(1, keepdim=True) + 1
     # These maps are the largest of a step, so passes over them are saved: softplus(x) is the cross-entropy of a
     # negative pixel, softplus(x) - x that of a positive one, and both kinds of pixel share one matrix product.
+    probability = logits_BRX.sigmoid()
     negative_entropy = F.softplus(logits_BRX)
     positive = (1 - probability).square_().mul_(negative_entropy - logits_BRX).mul_(FOCAL_ALPHA)
+    num_pixels: int | torch.Tensor = logits_BRX.shape[-1]
+    if counted_BHW is not None:
+        counted_B1X = _nearest(counted_BHW, mask_logits_LBQhw.shape[-2:]).flatten(1)[:, None]
+        num_pixels = counted_B1X.sum(-1, keepdim=True).clamp(min=1)
+        targets_BXN = targets_BXN * counted_B1X.transpose(1, 2)
+        positive *= counted_B1X
+        probability *= counted_B1X
+    dice_numerator = 2 * (probability @ targets_BXN) + 1
+    dice_denominator = probability.sum(-1, keepdim=True) + targets_BXN.sum(1, keepdim=True) + 1
     negative = probability.square_().mul_(negative_entropy).mul_(1 - FOCAL_ALPHA)
     negative_sum = negative.sum(-1, keepdim=True)
-    focal_cost = (positive.sub_(negative) @ targets_BXN + negative_sum) / logits_BRX.shape[-1]
+    focal_cost = (positive.sub_(negative) @ targets_BXN + negative_sum) / num_pixels
     mask_cost = mask_weight * focal_cost + dice_weight * (1 - dice_numerator / dice_denominator)
     return class_weight * class_cost + mask_cost.unflatten(1, (num_layers, num_queries)).transpose(0, 1)
 

@@ -298,6 +298,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         mask_labels: Sequence[torch.Tensor] | None = None,
         class_labels: Sequence[torch.Tensor] | None = None,
         pixel_mask: torch.Tensor | None = None,
+        void_masks: torch.Tensor | None = None,
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -310,12 +311,19 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros; asks for the loss.
             class_labels: Classes (N_i,) of each image, int64.
             pixel_mask: (B, H, W), nonzero at pixels that are no padding. It changes no prediction, only `image_sizes`.
+            void_masks: (B, H, W) bool, true at pixels that the mask losses leave out, as an image processor with
+                `return_void_masks=True` gives them. Without it void is background of every mask, as in the original.
             output_auxiliary_logits: Return the predictions of every decoder layer.
         """
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
         if mask_labels is not None:
             check_mask_sizes(mask_labels, pixel_values)
+            if void_masks is not None and void_masks.shape != (len(pixel_values), *pixel_values.shape[-2:]):
+                raise ValueError(
+                    f"`void_masks` must have shape (batch, height, width) of `pixel_values`, got "
+                    f"{tuple(void_masks.shape)} for {tuple(pixel_values.shape)}."
+                )
         supervise = mask_labels is not None and self.config.use_auxiliary_loss
         every_layer = supervise or bool(output_auxiliary_logits)
         base = self.model(
@@ -330,7 +338,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         if mask_labels is not None:
             supervised = slice(None) if supervise else slice(-1, None)
             loss, loss_dict = self.criterion(
-                class_logits[supervised], mask_logits[supervised], mask_labels, class_labels
+                class_logits[supervised], mask_logits[supervised], mask_labels, class_labels, void_masks
             )
         auxiliary_logits = None
         if output_auxiliary_logits:

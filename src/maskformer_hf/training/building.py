@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..inference import checkpoint_path
 from ..model_card import write_model_card
 from .arguments import ModelArguments, Recipe
 from .evaluation import write_json
@@ -23,17 +24,16 @@ def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Modul
     """A new model on a pretrained backbone, or a checkpoint with its classes replaced by `id2label`."""
     from ..models.modeling_auto import MODEL_CLASSES, model_class_of
 
-    if arguments.checkpoint is not None:
-        model_class = model_class_of(arguments.checkpoint)
+    checkpoint = None if arguments.checkpoint is None else checkpoint_path(arguments.checkpoint)
+    if checkpoint is not None:
+        model_class = model_class_of(checkpoint)
     else:
         model_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]]
     _check_fields(arguments.config, model_class.config_class, "model.config")
     labels = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
     fields: dict[str, Any] = {**labels, **arguments.config}
-    if arguments.checkpoint is not None:
-        return model_class.from_pretrained(
-            arguments.checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
-        )
+    if checkpoint is not None:
+        return model_class.from_pretrained(checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields)
     assert arguments.backbone is not None, "read_recipe lets one of the two pass"
     return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
@@ -45,7 +45,7 @@ def build_processor(arguments: ModelArguments) -> Any:
     shared = {name: value for name, value in arguments.config.items() if name == "label_ids_to_fuse"}
     fields = {**shared, **arguments.image_processor}
     if arguments.checkpoint is not None:
-        return MaskFormerHfImageProcessor.from_pretrained(arguments.checkpoint, **fields)
+        return MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint), **fields)
     return MaskFormerHfImageProcessor(**fields)
 
 

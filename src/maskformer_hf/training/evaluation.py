@@ -10,16 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import SemanticFolder
+from ..inference import forward_batch, load
 from ..metrics import MeanIoU
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 def evaluate(
@@ -56,21 +48,23 @@ def evaluate(
     autocast = torch.autocast(
         device.type, torch.float16 if mixed_precision == "fp16" else torch.bfloat16, enabled=mixed_precision != "no"
     )
-    dtype = next(model.parameters()).dtype
     with torch.inference_mode(), tqdm(total=len(indices), desc="evaluate", disable=None if progress else True) as bar:
         for first in range(0, len(indices), batch_size):
             samples = [dataset[index] for index in indices[first : first + batch_size]]
-            inputs = processor(
-                images=[sample["image"].as_subclass(torch.Tensor) for sample in samples], return_tensors="pt"
-            )
-            inputs = {name: inputs[name].to(device) for name in ("pixel_values", "pixel_mask")}
-            with autocast:
-                outputs = model(pixel_values=inputs["pixel_values"].to(dtype), pixel_mask=inputs["pixel_mask"])
-            maps = processor.post_process_semantic_segmentation(
-                outputs, target_sizes=[tuple(sample["segmentation_map"].shape) for sample in samples]
-            )
-            for prediction, sample in zip(maps, samples, strict=True):
-                metric.update(prediction, sample["segmentation_map"].as_subclass(torch.Tensor))
+            # More padding than its own would change an image's answer, so only images of one padded size share a batch.
+            same_size: dict[torch.Size, list[tuple[Any, torch.Tensor]]] = {}
+            for sample in samples:
+                inputs = processor(images=[sample["image"].as_subclass(torch.Tensor)], return_tensors="pt")
+                truth_HW = sample["segmentation_map"].as_subclass(torch.Tensor)
+                same_size.setdefault(inputs["pixel_values"].shape, []).append((inputs, truth_HW))
+            for group in same_size.values():
+                with autocast:
+                    outputs = forward_batch(model, [inputs for inputs, _ in group])
+                maps = processor.post_process_semantic_segmentation(
+                    outputs, target_sizes=[tuple(truth_HW.shape) for _, truth_HW in group]
+                )
+                for prediction_HW, (_, truth_HW) in zip(maps, group, strict=True):
+                    metric.update(prediction_HW, truth_HW)
             bar.update(len(samples))
     model.train(was_training)
     if count > 1:
@@ -102,20 +96,10 @@ def evaluate_checkpoint(
 
     Raises ValueError when the classes of the data are not those of the checkpoint.
     """
-    from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
-    from ..models.modeling_auto import model_class_of
-
-    source = _resolve(checkpoint)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; choose one of {list(DTYPES)}")
-        dtype = DTYPES[dtype]
+    model, processor = load(checkpoint, device, dtype)
     dataset = SemanticFolder(data)
-    model = model_class_of(source).from_pretrained(source).to(device=device, dtype=dtype or torch.float32)
     check_classes(model.config.id2label, dataset.id2label, f"checkpoint {checkpoint}", f"data {data}")
-    processor = MaskFormerHfImageProcessor.from_pretrained(source)
-    result = evaluate(model, processor, dataset, task=task or "semantic", device=device, batch_size=batch_size)
+    result = evaluate(model, processor, dataset, task=task or "semantic", batch_size=batch_size)
     result = {"checkpoint": str(checkpoint), "data": str(data), "task": task or "semantic", **result}
     if json_path is not None:
         write_json(Path(json_path), result)
@@ -160,8 +144,3 @@ def _nan_to_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_nan_to_none(item) for item in value]
     return None if isinstance(value, float) and value != value else value
-
-
-def _resolve(checkpoint: str | Path) -> str:
-    bundled = Path(__file__).parent.parent / "checkpoints" / str(checkpoint)
-    return str(checkpoint) if Path(checkpoint).exists() or not bundled.is_dir() else str(bundled)
