@@ -89,7 +89,7 @@ class Criterion(nn.Module):
                 focal, dice = self._mask_losses(matched_Mhw, targets_MHW, counted_MHW)
                 losses[f"loss_mask{suffix}"] = focal / num_masks
                 losses[f"loss_dice{suffix}"] = dice / num_masks
-            total = sum(self.weights[_term(name)] * loss for name, loss in losses.items())
+            total = torch.stack([self.weights[_term(name)] * loss for name, loss in losses.items()]).sum()
         return total, losses
 
     def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW):

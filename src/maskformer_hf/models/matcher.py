@@ -73,7 +73,7 @@ def matching_costs(
     return class_weight * class_cost + mask_cost.unflatten(1, (num_layers, num_queries)).transpose(0, 1)
 
 
-def _nearest(masks_NHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """`F.interpolate(mode="nearest")` without a float copy of the masks at their full size."""
     rows, columns = (
         (torch.arange(out, device=masks_NHW.device) * (in_ / out)).long().clamp_(max=in_ - 1)

@@ -206,9 +206,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         self.pixel_decoder: Any = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
-            self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
-                config, self.pixel_decoder.memory_channels
-            )
+            memory_channels: Any = self.pixel_decoder.memory_channels
+            self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](config, memory_channels)
         self.post_init()
 
     def forward(

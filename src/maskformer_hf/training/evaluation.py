@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..data import SemanticFolder
-from ..inference import forward_batch, load
+from ..inference import Model, forward_batch, load
 from ..metrics import MeanIoU
 
 
 def evaluate(
-    model: nn.Module,
+    model: Model,
     processor: Any,
     dataset: SemanticFolder,
     *,
@@ -98,7 +97,8 @@ def evaluate_checkpoint(
     """
     model, processor = load(checkpoint, device, dtype)
     dataset = SemanticFolder(data)
-    check_classes(model.config.id2label, dataset.id2label, f"checkpoint {checkpoint}", f"data {data}")
+    trained: Any = model.config.id2label
+    check_classes(trained, dataset.id2label, f"checkpoint {checkpoint}", f"data {data}")
     result = evaluate(model, processor, dataset, task=task or "semantic", batch_size=batch_size)
     result = {"checkpoint": str(checkpoint), "data": str(data), "task": task or "semantic", **result}
     if json_path is not None:

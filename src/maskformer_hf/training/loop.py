@@ -70,7 +70,7 @@ def train(
 
 
 def train_model(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     training_data: SemanticFolder,
     validation_data: SemanticFolder | None,
@@ -244,7 +244,7 @@ def _step_seed(seed: int, step: int, process: int) -> int:
 
 def _evaluate_and_keep_best(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: Any,
     processor: Any,
     dataset: SemanticFolder,
     recipe: Recipe,
@@ -289,7 +289,7 @@ def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> N
 
 def _export(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: Any,
     average: WeightAverage | None,
     processor: Any,
     recipe: Recipe,
