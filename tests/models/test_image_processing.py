@@ -156,6 +156,9 @@ class TestImages:
         expected = processor(grey.convert("RGB")).pixel_values
         for image in (grey, photo[..., 0], torch.from_numpy(photo[..., 0].copy())):
             torch.testing.assert_close(processor(image).pixel_values, expected)
+        transparent = np.dstack([photo, photo[..., :1]])
+        for image in (Image.fromarray(transparent), transparent, torch.from_numpy(transparent).permute(2, 0, 1)):
+            assert torch.equal(processor(image).pixel_values, processor(photo).pixel_values)
 
     @pytest.mark.parametrize(
         ("image", "message"),

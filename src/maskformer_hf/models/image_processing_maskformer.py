@@ -277,8 +277,9 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
             data_format = _guess_data_format(array, channels, index)
         if str(getattr(data_format, "value", data_format)) == "channels_last":
             array = array.permute(2, 0, 1)
-        if do_convert_rgb and not isinstance(image, PIL.Image.Image):
-            array = self.convert_to_rgb(array, input_data_format="channels_first")
+        if do_convert_rgb and array.shape[0] in (1, 4):
+            # As PIL does above: grey is repeated, transparency dropped.
+            array = array.expand(3, -1, -1) if array.shape[0] == 1 else array[:3]
         if channels is not None and array.shape[0] != channels:
             raise ValueError(
                 f"Image {index} has {array.shape[0]} channels (shape {tuple(array.shape)} as C, H, W) where image_mean "
