@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import maskformer_hf
 from maskformer_hf import inference
 from maskformer_hf.cli import app
+from maskformer_hf.conversion.detectron2 import read_checkpoint
 from maskformer_hf.models.modeling_maskformer import PIXEL_DECODERS
 from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe
@@ -140,7 +141,7 @@ def released(workplace) -> None:
     golden = ROOT / "tests" / "fixtures" / "golden" / "maskformer_r50_fpn"
     (workplace / "model_final_d8dbeb.pkl").symlink_to(golden / "model_zoo_style.pkl")
     (workplace / "output").mkdir()
-    (workplace / "output" / "model_final.pkl").symlink_to(golden / "model_zoo_style.pkl")
+    torch.save({"model": read_checkpoint(golden / "model_zoo_style.pkl")}, workplace / "output" / "model_final.pth")
     (workplace / "output" / "config.yaml").symlink_to(golden / "config.json")
 
 

@@ -51,6 +51,19 @@ PUSH_EPILOG = """Examples:
 
   maskformer push street me/street --private --message 'Street scenes'"""
 
+CONVERT_EPILOG = """Examples:
+
+  maskformer convert model_final_d8dbeb.pkl --output maskformer-r50-ade
+
+  maskformer convert output/model_final.pth --config output/config.yaml --output mine
+
+  maskformer convert runs/mine/model --to transformers --output mine-for-transformers"""
+
+
+class LayoutChoice(StrEnum):
+    maskformer_hf = "maskformer_hf"
+    transformers = "transformers"
+
 
 class TaskChoice(StrEnum):
     semantic = "semantic"
@@ -246,6 +259,73 @@ def push(
         # An upload takes as long as the line is slow.
         enable_progress_bars()
         typer.echo(f"Pushed to {push_checkpoint(checkpoint, repo_id, private=private or None, message=message)}")
+
+
+@app.command(epilog=CONVERT_EPILOG)
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file of the original MaskFormer (.pkl, .pth, .safetensors), or a checkpoint: a bundled name, a "
+            "folder, or a name on the Hugging Face Hub."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    to: Annotated[LayoutChoice, typer.Option("--to", help="Whose checkpoint it becomes.")] = LayoutChoice.maskformer_hf,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="What a file holds, such as maskformer_resnet50_ade20k; found out if not given."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="The config.yaml (or JSON) that Detectron2 dumped for a file; taken if it lies beside it."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Convert a checkpoint: the original's files to folders of this package, and these to transformers' MaskFormer."""
+    with _one_line_errors():
+        from .conversion.folder import check_output, whole_folder
+
+        path = Path(source)
+        is_file = path.is_file() or path.suffix in (".pkl", ".pth", ".safetensors")
+        if is_file and not path.is_file():
+            raise ValueError(f"there is no file {source!r}")
+        if not is_file and (preset or config):
+            raise ValueError("--preset and --config say what a file of the original holds; a folder says it itself")
+        check_output(output, force)
+        if path.is_dir() and output.is_dir() and path.samefile(output):
+            raise ValueError(f"--output {str(output)!r} is the checkpoint itself; choose another folder")
+        _quiet_transformers()
+        from .conversion.convert import convert_detectron2, summary
+
+        lines = []
+        if is_file:
+            converted = convert_detectron2(path, preset, config)
+            model: Any = converted.model
+            processor = converted.processor
+            lines += [("ignored", f"{name} ({count}): {reason}") for name, count, reason in converted.ignored]
+            lines += [("note", remark) for remark in converted.remarks]
+        else:
+            from .inference import load
+
+            model, processor = load(source, device="cpu")
+        lines = [*summary(model), *lines]
+        if to is LayoutChoice.transformers:
+            from .conversion.to_transformers import describe_changes, to_transformers, transformers_processor
+
+            theirs, difference = to_transformers(model)
+            lines += [("note", change) for change in describe_changes(model, processor, difference)]
+            written = theirs, transformers_processor(processor)
+        else:
+            written = model, processor
+        with whole_folder(output, force) as folder:
+            for part in written:
+                part.save_pretrained(folder)
+        width = max(len(name) for name, _ in lines)
+        typer.echo("\n".join(f"  {name:{width}}  {text}" for name, text in lines))
+        typer.echo(f"Saved {output}")
 
 
 @contextmanager

@@ -80,6 +80,13 @@ def test_another_size_is_named(swin_state):
         convert_state_dict(swin_state, config)
 
 
+@pytest.mark.parametrize("shape", [(), (95,)])
+def test_what_cannot_be_parted_is_named(swin_state, swin_config, shape):
+    name = "sem_seg_head.predictor.transformer.decoder.layers.0.self_attn.in_proj_bias"
+    with pytest.raises(ValueError, match=r"in_proj_bias of the checkpoint has the shape .* do not part"):
+        convert_state_dict({**swin_state, name: torch.zeros(shape)}, swin_config)
+
+
 def test_a_backbone_the_original_has_not():
     config = config_from_detectron2(dumped(SWIN))
     config.backbone_config.model_type = "convnext"
@@ -238,5 +245,36 @@ def test_a_truncated_file_is_named(tmp_path, name):
 
 
 def test_another_kind_of_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.onnx is neither `.safetensors` nor `.pkl`"):
+    with pytest.raises(ValueError, match=r"model\.onnx is neither `.pkl` nor `.pth` nor `.safetensors`"):
         read_checkpoint(tmp_path / "model.onnx")
+
+
+def test_a_checkpoint_of_ones_own_training(tmp_path, swin_state):
+    """Which holds what the training needs besides."""
+    content = {
+        "model": swin_state,
+        "optimizer": {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]},
+        "iteration": 9,
+    }
+    torch.save(content, tmp_path / "model_final.pth")
+    state = read_checkpoint(tmp_path / "model_final.pth")
+    assert state.keys() == swin_state.keys()
+    assert all(torch.equal(state[name], value) for name, value in swin_state.items())
+
+
+@pytest.mark.parametrize("kind", ["hostile", "truncated", "text", "no tensors"])
+def test_a_bad_checkpoint_of_ones_own_training(tmp_path, kind):
+    path, proof = tmp_path / "model.pth", tmp_path / "ran"
+    torch.save({"model": {"weight": Hostile(run_me, str(proof)) if kind == "hostile" else torch.ones(9)}}, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "no tensors":
+        torch.save({"model": {"weight": 3}}, path)
+    with pytest.raises(ValueError, match=r"model\.pth is no PyTorch file of tensors by name"):
+        read_checkpoint(path)
+    assert not proof.exists()
+    if kind == "hostile":
+        torch.load(path, weights_only=False)
+        assert proof.exists(), "the file is harmless and proves nothing"

@@ -42,7 +42,7 @@ def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) 
     """Build the model of an original checkpoint: MaskFormer, or one of the per-pixel baselines.
 
     Args:
-        path: A `.pkl` of the model zoo, or the same state dict as `.safetensors`.
+        path: A `.pkl` of the model zoo, a `.pth` of one's own training, or the same state dict as `.safetensors`.
         config: The configuration, from a preset or [`config_from_detectron2`]. Without it, the `config.yaml` that
             Detectron2 writes beside its checkpoints (or its dump as `config.json`) is read.
     """
@@ -66,7 +66,7 @@ def convert_state_dict(state: Mapping[str, torch.Tensor], config: MaskFormerHfCo
         ValueError: If a tensor has no place in a model of this configuration, or the model has one that stays empty, or
             the two differ in shape.
     """
-    state = {_with_pixel_decoder(name): value for name, value in state.items() if not name.endswith(tuple(IGNORED))}
+    state = {with_pixel_decoder(name): value for name, value in state.items() if not name.endswith(tuple(IGNORED))}
     names = tensor_names(config)
     unknown, missing = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
     if unknown or missing:
@@ -82,13 +82,18 @@ def convert_state_dict(state: Mapping[str, torch.Tensor], config: MaskFormerHfCo
             value = value.flatten(2).transpose(1, 2)  # (1, C, h, w) -> (1, hw, C)
         if isinstance(target, str):
             converted[target] = value.contiguous()
-        else:
+        elif value.dim() and len(value) % 3 == 0:
             converted.update(zip(target, (part.clone() for part in value.chunk(3)), strict=True))
+        else:
+            raise ValueError(
+                f"{name} of the checkpoint has the shape {tuple(value.shape)}; queries, keys and values do not part."
+            )
     _check_against_model(converted, config)
     return converted
 
 
-def _with_pixel_decoder(name: str) -> str:
+def with_pixel_decoder(name: str) -> str:
+    """A tensor's name in the later one of the original's layouts, of a name in either."""
     head, own = "sem_seg_head.", ("sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")
     if name.startswith(head) and not name.startswith(own):
         return f"{head}pixel_decoder.{name.removeprefix(head)}"
@@ -417,7 +422,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the state dict of an original checkpoint, without running anything that a file may hold.
 
     Args:
-        path: `.safetensors`, or a `.pkl` of numpy arrays by name, at the top or, as in the model zoo, below `"model"`.
+        path: `.safetensors`; a `.pkl` of numpy arrays by name, at the top or, as in the model zoo, below `"model"`; or
+            a `.pth`, which Detectron2 writes in training, of tensors likewise.
 
     Raises:
         ValueError: If the file is of another kind, is damaged, or holds more than arrays and plain containers.
@@ -428,8 +434,10 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+    if path.suffix == ".pth":
+        return _read_tensors(path)
     if path.suffix != ".pkl":
-        raise ValueError(f"{path} is neither `.safetensors` nor `.pkl`.")
+        raise ValueError(f"{path} is neither `.pkl` nor `.pth` nor `.safetensors`.")
     try:
         with path.open("rb") as file:
             return _arrays_by_name(_ArrayUnpickler(file).load())
@@ -439,14 +447,36 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is no pickle of numpy arrays by name: {error}") from error
 
 
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        # PyTorch's own list of what a file may ask for: tensors and plain containers.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return _values_by_name(content, torch.Tensor)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no PyTorch file of tensors by name, or asks for more than tensors and plain containers. It was "
+            "not run. If you trust the file, save its tensors as safetensors where it was made."
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{path} is no PyTorch file of tensors by name: {error}") from error
+
+
 def _arrays_by_name(content: Any) -> dict[str, torch.Tensor]:
+    arrays = _values_by_name(content, _Array)
+    return {name: torch.from_numpy(array.to_numpy()) for name, array in arrays.items()}
+
+
+def _values_by_name(content: Any, kind: type) -> dict[str, Any]:
+    """What lies below `"model"`, or at the top where there is none."""
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}.")
-    others = [str(name) for name, value in state.items() if not isinstance(value, _Array)]
+    others = [str(name) for name, value in state.items() if not isinstance(value, kind)]
     if others:
         raise ValueError(f"these are no arrays: {_shorten(others)}.")
-    return {str(name): torch.from_numpy(value.to_numpy()) for name, value in state.items()}
+    return {str(name): value for name, value in state.items()}
 
 
 class _Dtype:

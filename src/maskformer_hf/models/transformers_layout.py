@@ -1,6 +1,6 @@
 """Checkpoints of transformers' own MaskFormer (model_type "maskformer") in our words: fields and weight names.
 
-Literal maps, read when a checkpoint is loaded. Nothing is saved in that layout.
+Literal maps, read when a checkpoint is loaded, and backwards when one is converted to that layout.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import MaskFormerConfig
 MODEL_TYPE = "maskformer"
 
 # Our field -> theirs.
-_FIELDS = {
+FIELDS = {
     "feature_size": "fpn_feature_size",
     "mask_feature_size": "mask_feature_size",
     "use_auxiliary_loss": "use_auxiliary_loss",
@@ -19,8 +19,10 @@ _FIELDS = {
     "dice_weight": "dice_weight",
     "no_object_weight": "no_object_weight",
 }
+# Where our fields without a counterpart are in a configuration of theirs that was made of one of ours.
+OWN_SECTION = "maskformer_hf"
 # Our field -> theirs in `decoder_config`.
-_DECODER_FIELDS = {
+DECODER_FIELDS = {
     "hidden_size": "d_model",
     "num_attention_heads": "decoder_attention_heads",
     "ffn_dim": "decoder_ffn_dim",
@@ -32,7 +34,7 @@ _DECODER_FIELDS = {
 RENAMED_FIELDS = {
     "fpn_feature_size": "`feature_size`",
     "cross_entropy_weight": "`class_weight`",
-    "decoder_config": ", ".join(f"`{ours}` ({theirs})" for ours, theirs in _DECODER_FIELDS.items()),
+    "decoder_config": ", ".join(f"`{ours}` ({theirs})" for ours, theirs in DECODER_FIELDS.items()),
 }
 # Fields of theirs that change no prediction of a trained model, and are not taken over. They are about initialisation,
 # about what a forward returns, or copies of fields in `decoder_config`, itself a DETR configuration of which only the
@@ -127,16 +129,17 @@ def translate_config(theirs: dict[str, Any], own_model_type: str) -> dict[str, A
             "between decoder layers, which MaskFormer does not. Set it to False in config.json if the model was "
             "trained without."
         )
-    known = {*_FIELDS.values(), *_WITHOUT_COUNTERPART}
+    known = {*FIELDS.values(), *_WITHOUT_COUNTERPART, OWN_SECTION}
     return {
         **{name: value for name, value in theirs.items() if name not in known},
-        **{name: getattr(parsed, other) for name, other in _FIELDS.items()},
-        **{name: getattr(decoder, other) for name, other in _DECODER_FIELDS.items()},
+        **{name: getattr(parsed, other) for name, other in FIELDS.items()},
+        **{name: getattr(decoder, other) for name, other in DECODER_FIELDS.items()},
         "model_type": own_model_type,
         "backbone_config": _translate_backbone(parsed.backbone_config.to_dict()),
         "num_channels": parsed.backbone_config.num_channels,
         # Trained by the original with fixed statistics, which transformers' BatchNorm is only in `eval()`.
         "freeze_batch_norm": True,
+        **theirs.get(OWN_SECTION, {}),
     }
 
 

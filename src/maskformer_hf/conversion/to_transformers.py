@@ -1,0 +1,201 @@
+"""A checkpoint of ours in the layout of transformers' own MaskFormer, for whoever does not have this package."""
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig
+
+from ..models.configuration_maskformer import MaskFormerHfConfig
+from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
+from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
+from ..models.transformers_layout import (
+    DECODER_FIELDS,
+    FIELDS,
+    IGNORED_WEIGHTS,
+    MODEL_TYPE,
+    OWN_SECTION,
+    WEIGHT_NAMES,
+)
+
+# Inside a block of a Swin: how transformers' MaskFormer still names what its newer Swin, our backbone, has renamed.
+SWIN_NAMES = {
+    ".attention.self.query.": ".attention.q_proj.",
+    ".attention.self.key.": ".attention.k_proj.",
+    ".attention.self.value.": ".attention.v_proj.",
+    ".attention.self.relative_position_bias_table": ".attention.relative_position_bias.relative_position_bias_table",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+}
+# Of logits, relative to the largest of them: more than rounding in any backbone, less than any mistake.
+LARGEST_DIFFERENCE = 1e-3
+
+Ours = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
+Theirs = transformers.MaskFormerForInstanceSegmentation
+
+
+def to_transformers(model: Ours) -> tuple[Theirs, float]:
+    """The same network with the same weights as a model of transformers, and how far their logits are apart.
+
+    The largest absolute difference is that of all class and mask logits of one image of noise.
+
+    Args:
+        model: In float32, or the two differ by the rounding of less.
+
+    Raises:
+        ValueError: If a part has no counterpart in transformers, which is named, or the two do not agree.
+    """
+    model = model.eval()
+    config: Any = model.config
+    lacking = _parts_without_counterpart(model)
+    if lacking:
+        raise ValueError(f"transformers' MaskFormer has no counterpart of {'; nor of '.join(lacking)}.")
+    theirs: Any = Theirs(transformers_config(config)).eval()
+    theirs.to(model.dtype)
+    # Their model replaces the configuration of a Swin by that of another class, of which loading it would warn.
+    theirs.config.backbone_config = transformers_config(config).backbone_config
+    theirs.load_state_dict(_state_dict(model, theirs))
+    return theirs, _largest_difference(model, theirs)
+
+
+def _parts_without_counterpart(model: Ours) -> list[str]:
+    config: Any = model.config
+    backbone = config.backbone_config
+    if config.model_type != MaskFormerHfConfig.model_type:
+        return [f"a {config.model_type!r} model"]
+    is_projected = model.model.pixel_decoder.memory_channels[0] != config.hidden_size
+    parts = {
+        f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != "fpn",
+        f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder != "detr",
+        "pre_norm=True": config.pre_norm,
+        f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already": (
+            config.enforce_input_projection and not is_projected
+        ),
+        f"decoder_encoder_layers={config.decoder_encoder_layers}": config.decoder_encoder_layers > 0,
+        "the stem of R50c and R101c (backbone_config.stem_type='deep')": getattr(backbone, "stem_type", "basic")
+        == "deep",
+        f"dilations in the last stage (backbone_config.multi_grid={getattr(backbone, 'multi_grid', None)})": set(
+            getattr(backbone, "multi_grid", None) or [1]
+        )
+        != {1},
+        # There it adds them to images of the size it was pretrained with, and fails with any other.
+        "absolute position embeddings for images of any size (backbone_config.use_absolute_embeddings=True)": bool(
+            getattr(backbone, "use_absolute_embeddings", False)
+        ),
+    }
+    return [part for part, is_there in parts.items() if is_there]
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerConfig:
+    """Translate a configuration. What transformers knows nothing of lies in a section of its own, for the way back."""
+    translated: dict[str, Any] = {
+        **{other: getattr(config, name) for name, other in FIELDS.items()},
+        "backbone_config": config.backbone_config.to_dict(),  # pyrefly: ignore[missing-attribute]
+        "decoder_config": {
+            "model_type": "detr",
+            **{other: getattr(config, name) for name, other in DECODER_FIELDS.items()},
+        },
+        "id2label": config.id2label,
+        "label2id": config.label2id,
+        # With it their forward fails, unless it is asked for hidden states too.
+        FIELDS["use_auxiliary_loss"]: False,
+    }
+    for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
+        translated[FIELDS[name]] = float(translated[FIELDS[name]])
+    read_back = MaskFormerHfConfig.from_dict({**translated, "model_type": MODEL_TYPE})
+    common = {"backbone_config", *(field.name for field in fields(PreTrainedConfig))}
+    own = sorted(field.name for field in fields(MaskFormerHfConfig) if field.name not in common)
+    section = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(read_back, name)}
+    if section:
+        translated[OWN_SECTION] = section
+    return transformers.MaskFormerConfig(**translated)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def own_name(name: str) -> str:
+    """Our name of a tensor of transformers' MaskFormer, by the map that reads its checkpoints."""
+    for pattern, replacement in WEIGHT_NAMES.items():
+        if re.match(pattern, name):
+            name = re.sub(pattern, replacement, name)
+            break
+    if name.startswith("model.backbone.body.swin.encoder."):
+        for theirs, ours in SWIN_NAMES.items():
+            if theirs in name:
+                return name.replace(theirs, ours)
+    return name
+
+
+def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
+    """Their state dict with our tensors. What no model of ours has keeps the value it is made with."""
+    ours = model.state_dict()
+    state, empty = theirs.state_dict(), []
+    for name in state:
+        own = own_name(name)
+        if own in ours:
+            state[name] = ours.pop(own)
+        elif not any(re.search(pattern, own) for pattern in IGNORED_WEIGHTS):
+            empty.append(name)
+    if ours or empty:
+        raise ValueError(
+            f"transformers' MaskFormer cannot have this backbone: it has no place for {_first(sorted(ours))}, and gets "
+            f"no {_first(empty)}."
+        )
+    return state
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "other weights"
+
+
+@torch.no_grad()
+def _largest_difference(model: Ours, theirs: Any) -> float:
+    # Of a size that is no multiple of any stride.
+    noise = torch.randn(1, model.config.num_channels, 90, 134, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(model.device, model.dtype)
+    ours, others = model(noise), theirs.to(model.device)(noise)
+    names = ("class_queries_logits", "masks_queries_logits")
+    difference = max((ours[name] - others[name]).abs().max().item() for name in names)
+    if not difference <= LARGEST_DIFFERENCE * max(ours[name].abs().max().item() for name in names):
+        raise ValueError(
+            "transformers' MaskFormer computes something else with these weights: logits of the same image differ by "
+            f"{difference:.2g}. Its {model.config.backbone_config.model_type!r} backbone is another one."
+        )
+    return difference
+
+
+# --- image processor -------------------------------------------------------------------------------------------------
+
+
+def transformers_processor(processor: MaskFormerHfImageProcessor) -> transformers.MaskFormerImageProcessor:
+    """Their image processor with the same settings. It stretches sides to multiples of `size_divisor` where ours pads.
+
+    Settings it does not know are written all the same: they make ours of it again.
+    """
+    options = processor.to_dict()
+    for name in ("image_processor_type", "auto_map", "processor_class"):
+        options.pop(name, None)
+    return transformers.MaskFormerImageProcessor(**options)
+
+
+def describe_changes(model: Ours, processor: MaskFormerHfImageProcessor, difference: float) -> list[str]:
+    """What someone who goes over to transformers has to know."""
+    changes = [f"Logits of the same pixels differ by {difference:.1e} at most; weights are written in {model.dtype}."]
+    if processor.size_divisor and not processor.round_to_divisor:
+        changes.append(
+            "The image processor there rounds sides: it stretches them to multiples of "
+            f"{processor.size_divisor}, where this one pads. Segmentations differ accordingly."
+        )
+    if model.config.use_auxiliary_loss:
+        changes.append("Deep supervision is switched off: transformers' forward fails with it.")
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) and model.config.freeze_batch_norm:
+        changes.append("BatchNorm is not frozen there: training changes its statistics.")
+    return changes
