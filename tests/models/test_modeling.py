@@ -306,7 +306,7 @@ class TestSwin(ModelContract):
     exports_any_size = False
 
     def test_export(self, shared):
-        """transformers' Swin branches on sizes, so this graph has one; `maskformer_hf.export` takes the branches out."""
+        """transformers' Swin branches on sizes, so this graph has one; `maskformer_hf.export` takes them out."""
         exported = torch.export.export(_Logits(shared), (self.images(64, 96),)).module()
         with torch.no_grad():
             expected, got = shared(self.images(64, 96)), exported(self.images(64, 96))
