@@ -22,7 +22,7 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"hub", "training", "conversion", "visualize", "inference", "pipeline"},
+    {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline"},
     {"presets", "model_card"},
     {"data", "metrics", "models"},
 ]
@@ -30,7 +30,7 @@ LAYERS = [
 # checkpoint for whoever measures it.
 SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", "inference"), ("__main__", "cli")}
 # What is uploaded is loaded first, and has a picture.
-SIDEWAYS |= {("hub", "inference"), ("hub", "visualize")}
+SIDEWAYS |= {("hub", "inference"), ("hub", "visualize"), ("export", "inference")}
 
 
 def imported_parts(path: Path) -> set[str]:

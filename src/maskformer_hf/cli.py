@@ -45,6 +45,16 @@ EVALUATE_EPILOG = """Examples:
 
   maskformer evaluate runs/mine/model camvid/val --json --output scores.json"""
 
+EXPORT_EPILOG = """Examples:
+
+  maskformer export street --post-process --output street.onnx
+
+  maskformer export runs/mine/model --format torch-export
+
+  maskformer export street --int8 --calibration photos/ -o int8.onnx
+
+  maskformer export runs/mine/model --static 512x1024"""
+
 PUSH_EPILOG = """Examples:
 
   maskformer push runs/mine/model me/my-maskformer
@@ -69,6 +79,11 @@ class TaskChoice(StrEnum):
     semantic = "semantic"
     instance = "instance"
     panoptic = "panoptic"
+
+
+class FormatChoice(StrEnum):
+    onnx = "onnx"
+    torch_export = "torch-export"
 
 
 app = typer.Typer(
@@ -237,6 +252,88 @@ def evaluate(
             batch_size=batch_size,
         )
         typer.echo(_to_json(result) if as_json else format_table(result))
+
+
+@app.command(epilog=EXPORT_EPILOG)
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A bundled name, a folder, or a name on the Hugging Face Hub.")],
+    format: Annotated[FormatChoice, typer.Option("--format", help="What to write.")] = FormatChoice.onnx,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write (model.onnx or model.pt2 if not given).")
+    ] = None,
+    post_process: Annotated[
+        bool,
+        typer.Option(
+            "--post-process",
+            help="Give the class of each pixel of the padded input, (batch, height, width) int64, and not logits.",
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Quantise convolutions and matrix products: a quarter of the size. ONNX only; see --calibration.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Photos that fix the ranges of int8 activations, which makes the file fast and not only small.",
+        ),
+    ] = None,
+    static: Annotated[
+        str | None,
+        typer.Option("--static", metavar="HEIGHTxWIDTH", help="One input size, where a backbone allows no other way."),
+    ] = None,
+) -> None:
+    """Write a checkpoint as an ONNX file or a torch.export program, for any batch, height and width.
+
+    The file says of itself what it wants and gives: opset, classes, task, mean and standard deviation, divisor. It is
+    compared with the model before it is written.
+    """
+    with _one_line_errors():
+        size = _parse_size(static) if static else None
+        _quiet_transformers()
+        import warnings
+
+        from .export import FORMAT_SUFFIXES, export_checkpoint
+
+        path = output or Path(f"model{FORMAT_SUFFIXES[format.value]}")
+        try:
+            with warnings.catch_warnings():
+                # torch and onnxruntime warn of their own future.
+                warnings.simplefilter("ignore")
+                result = export_checkpoint(
+                    checkpoint,
+                    path,
+                    format.value,
+                    post_process=post_process,
+                    int8=int8,
+                    calibration=calibration,
+                    static_size=size,
+                )
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        opset = f", opset {result.metadata['opset']}" if "opset" in result.metadata else ""
+        typer.echo(f"Saved {path} ({format.value}{opset}, {path.stat().st_size / 1e6:.1f} MB)")
+        typer.echo(f"  input   {result.metadata['input']}")
+        typer.echo(f"  output  {result.metadata['output']}")
+        if result.quantised:
+            counts = " and ".join(f"{count} {name}" for name, count in result.quantised.items())
+            typer.echo(f"  {result.metadata['quantisation']}: {counts}; measure it with benchmarks/int8.py")
+        else:
+            typer.echo(
+                f"  checked against the model at unseen sizes: difference at most {result.largest_difference:.1g}"
+            )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"--static {text!r} is no size: give HEIGHTxWIDTH in pixels, such as 512x1024") from None
+    return height, width
 
 
 @app.command(epilog=PUSH_EPILOG)
