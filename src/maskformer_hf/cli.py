@@ -126,7 +126,7 @@ def _root(
 
 @app.command(epilog=SEGMENT_EPILOG)
 def segment(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="Photos, or folders of photos.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATHS", help="Photos, or folders of photos.")],
     output: Annotated[
         Path | None,
         typer.Option(
