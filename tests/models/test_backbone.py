@@ -235,3 +235,16 @@ def test_adapted_first_convolution():
     four = adapt_input_channels(weight, 4)
     assert torch.equal(four, weight[:, [0, 1, 2, 0]] * 0.75)
     torch.testing.assert_close(adapt_input_channels(weight, 6).sum(1), weight.sum(1))
+
+
+def test_stochastic_depth_drops_both_branches_of_a_swin_block():
+    """As in the original; transformers' Swin drops its attention only."""
+    backbone = build({**SWIN, "drop_path_rate": 0.5}).train()
+    # The rates grow from 0 in the first block to 0.5 in the last.
+    block = backbone.body.swin.encoder.layers[-1].blocks[-1]
+    assert block.drop_path.drop_prob == pytest.approx(0.5)
+    states = torch.randn(64, 10, block.mlp.fc1.in_features)
+    dropped = (block.mlp(states) == 0).all(2).all(1).sum().item()
+    assert 16 < dropped < 48
+    block.eval()
+    assert not (block.mlp(states) == 0).all(2).any()

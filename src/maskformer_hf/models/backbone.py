@@ -44,6 +44,8 @@ class Backbone(nn.Module):
             self.body.set_submodule(_UNUSED_NORMS[config.model_type], nn.Identity())
         if config.model_type == "resnet":
             _shape_resnet(self.body, config)
+        if config.model_type == "swin":
+            _drop_both_branches(self.body)
         has_absolute_positions = config.model_type == "swin" and config.use_absolute_embeddings
         self.position_stride: int | None = config.patch_size if has_absolute_positions else None
         timm_model = getattr(self.body, "_backbone", None)
@@ -94,6 +96,20 @@ class Backbone(nn.Module):
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _drop_both_branches(swin: nn.Module):
+    """Let stochastic depth drop the MLP of a Swin block as well. transformers drops its attention only."""
+    rates = {block: getattr(getattr(block, "drop_path", None), "drop_prob", 0.0) for block in swin.modules()}
+    for block, rate in rates.items():
+        if rate > 0:
+            mlp: Any = block.get_submodule("mlp")
+            mlp.drop_path = type(block.drop_path)(rate)
+            mlp.register_forward_hook(_drop_path)
+
+
+def _drop_path(branch: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return branch.drop_path(output)
 
 
 def _shape_resnet(backbone: Any, config: PreTrainedConfig):
