@@ -302,16 +302,9 @@ class TestPointLoss(ModelContract):
 
 class TestSwin(ModelContract):
     backbone = SWIN
-    # Padding a map of unknown size to whole windows takes torch's exporter minutes; export.py writes it in another way.
+    # transformers' Swin branches on sizes, and keeps torch's exporter busy for minutes; `maskformer_hf.export` takes
+    # the branches out.
     exports_any_size = False
-
-    def test_export(self, shared):
-        """transformers' Swin branches on sizes, so this graph has one; `maskformer_hf.export` takes them out."""
-        exported = torch.export.export(_Logits(shared), (self.images(64, 96),)).module()
-        with torch.no_grad():
-            expected, got = shared(self.images(64, 96)), exported(self.images(64, 96))
-        for name, logits in zip(LOGITS, got, strict=True):
-            torch.testing.assert_close(logits, expected[name], rtol=1e-4, atol=1e-5)
 
 
 class TestTimm(ModelContract):
