@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
@@ -133,11 +132,6 @@ def load(
     try:
         model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = MaskFormerHfImageProcessor.from_pretrained(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"The weights of checkpoint {str(name_or_path)!r} are truncated or no safetensors file ({error}): copy or "
-            "download them again."
-        ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
         # A strict dataclass names the check that failed in its first line; what the check said is the cause.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None

@@ -33,7 +33,7 @@ def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Modul
     labels = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
     fields: dict[str, Any] = {**labels, **arguments.config}
     if checkpoint is not None:
-        return model_class.from_pretrained(checkpoint, ignore_mismatched_sizes=True, dtype=torch.float32, **fields)
+        return model_class.from_pretrained(checkpoint, dtype=torch.float32, **fields)
     assert arguments.backbone is not None, "read_recipe lets one of the two pass"
     return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
