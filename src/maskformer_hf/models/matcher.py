@@ -15,6 +15,10 @@ except ImportError:  # inference needs no scipy
 FOCAL_ALPHA = 0.25
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """Predictions are NaN or infinite: a wrong input for who calls once, a diverged run for who trains."""
+
+
 @torch.no_grad()
 def matching_costs(
     class_logits_LBQK: torch.Tensor,
@@ -89,7 +93,7 @@ def match(costs_LBQN: torch.Tensor, num_targets: Sequence[int]) -> list[list[tup
     queries the costliest targets stay unmatched, as in the original.
 
     Raises:
-        ValueError: If a cost is not finite, with the layer and the image where the first one was.
+        NotFiniteError: If a cost is not finite, with the layer and the image where the first one was.
     """
     if linear_sum_assignment is None:
         raise ImportError("Training needs scipy for the matching of queries and targets: pip install scipy")
@@ -100,7 +104,7 @@ def match(costs_LBQN: torch.Tensor, num_targets: Sequence[int]) -> list[list[tup
         for image, (cost_QN, count) in enumerate(zip(layer_costs, num_targets, strict=True)):
             # All columns: an image without targets may have NaNs as well.
             if not np.isfinite(cost_QN).all():
-                raise ValueError(
+                raise NotFiniteError(
                     f"The predictions of decoder layer {layer} for image {image} of the batch are not finite (NaN or "
                     "infinity). Look for them in `pixel_values` and in the weights; if training diverged, lower the "
                     "learning rate or clip gradients."

@@ -143,10 +143,7 @@ def train_model(
         torch.manual_seed(_step_seed(recipe.seed, progress.step, accelerator.process_index))
         try:
             terms = training_step(accelerator, model, optimizer, step_batches, recipe.optimization.max_gradient_norm)
-        except (FloatingPointError, ValueError) as error:
-            # The matcher sees numbers that are none before the loss does, and says so by a ValueError.
-            if isinstance(error, ValueError) and "not finite" not in str(error):
-                raise
+        except FloatingPointError as error:  # of the loss, or of the matcher, which sees it first
             last = numbered_folders(output_dir, CHECKPOINT)
             raise TrainingDivergedError(
                 f"step {progress.step + 1}: {error}. Lower optimization.learning_rate or warm up longer; "
