@@ -19,7 +19,7 @@ import onnx
 import torch
 from tqdm import tqdm
 
-from maskformer_hf.data import SemanticFolder
+from maskformer_hf.data import SemanticFolder, class_map
 from maskformer_hf.export import LOGITS, export_checkpoint, onnx_session, run_session
 from maskformer_hf.inference import load
 from maskformer_hf.metrics import MeanIoU
@@ -58,7 +58,7 @@ def main() -> None:
     chosen = range(0, len(dataset), step)[: options.limit]
     for index in tqdm(chosen, desc="evaluate", unit="photo"):
         sample = dataset[index]
-        image, target = (sample[key].as_subclass(torch.Tensor) for key in ("image", "segmentation_map"))
+        image, target = sample["image"].as_subclass(torch.Tensor), class_map(sample)
         inputs = processor(images=[image], return_tensors="pt")
         padded_size = tuple(inputs["pixel_values"].shape[-2:])
         image_size = (int(inputs["pixel_mask"][0, :, 0].sum()), int(inputs["pixel_mask"][0, 0].sum()))

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision import tv_tensors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, MaskFormerModel
 from maskformer_hf import PerPixelBaseline as Model
 from maskformer_hf import PerPixelBaselineConfig as Config
-from maskformer_hf.data.collate import SemanticCollator
+from maskformer_hf.data import Collator
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES, model_class_of
 from maskformer_hf.models.post_processing import ImageGeometry, per_pixel_scores, per_pixel_segmentation
 from maskformer_hf.training.optimization import parameter_groups
@@ -153,15 +154,21 @@ class PerPixelContract:
 
     def test_trained_by_the_batches_of_the_data_module(self):
         model = self.model().train()
-        samples = [
-            {
-                "image": torch.randint(256, (3, 60, 90), dtype=torch.uint8),
-                "segmentation_map": self.labels(60, 90, 1)[0].to(torch.uint8),
-                "name": str(index),
-            }
-            for index in range(2)
-        ]
-        batch = SemanticCollator([0.5] * 3, [0.25] * 3)(samples)
+        samples = []
+        for index in range(2):
+            present, segments_HW = self.labels(60, 90, 1)[0].unique(return_inverse=True)
+            segments_HW = torch.where(present[segments_HW] == VOID, -1, segments_HW + 1)
+            present = present[present != VOID]
+            samples.append(
+                {
+                    "image": tv_tensors.Image(torch.randint(256, (3, 60, 90), dtype=torch.uint8)),
+                    "planes": tv_tensors.Mask(segments_HW[None].int()),
+                    "labels": present,
+                    "is_crowd": torch.zeros(len(present), dtype=torch.bool),
+                    "name": str(index),
+                }
+            )
+        batch = Collator([0.5] * 3, [0.25] * 3)(samples)
         groups = parameter_groups(model, learning_rate=3e-3, weight_decay=1e-4, backbone_multiplier=1.0)
         optimizer = torch.optim.AdamW(
             [{name: group[name] for name in ("params", "lr", "weight_decay")} for group in groups]

@@ -1,8 +1,23 @@
 """Where training images and their targets come from: readers, augmentation, collation."""
 
 from .augment import augmentation
-from .collate import SemanticCollator
-from .semantic_folder import IGNORE_INDEX, SemanticFolder, SemanticSample
+from .collate import Batch, Collator
+from .sample import VOID, Sample, SegmentationDataset, Task, binary_masks, class_map, planes_from_masks, void_mask
+from .semantic_folder import SemanticFolder
 from .stream import SampleStream
 
-__all__ = ["IGNORE_INDEX", "SampleStream", "SemanticCollator", "SemanticFolder", "SemanticSample", "augmentation"]
+__all__ = [
+    "VOID",
+    "Batch",
+    "Collator",
+    "Sample",
+    "SampleStream",
+    "SegmentationDataset",
+    "SemanticFolder",
+    "Task",
+    "augmentation",
+    "binary_masks",
+    "class_map",
+    "planes_from_masks",
+    "void_mask",
+]

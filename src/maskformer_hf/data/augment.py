@@ -1,20 +1,22 @@
-"""Training augmentation of a photo and its segmentation map together, as MaskFormer trains on semantic data.
+"""Training augmentation of a photo and its segments together, as MaskFormer trains on semantic data.
 
-Each transform takes and returns a dict of tv_tensors, so that masks follow the image whatever is added later.
+Each transform takes and returns a `Sample`, whose planes follow the image. Segments that leave the picture stay in
+`labels`; collation drops them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from .semantic_folder import IGNORE_INDEX
+from .sample import Sample
 
 
-class ClassShareLimitedCrop(v2.Transform):
+class ClassShareLimitedCrop(nn.Module):
     """A random window in which no class covers more than `max_share` of the labelled pixels.
 
     As in the original, ten windows are tried and the last is taken whatever it holds. A side shorter than the window
@@ -32,24 +34,33 @@ class ClassShareLimitedCrop(v2.Transform):
         self.size = tuple(size)
         self.max_share = max_share
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        map_HW = next(item for item in flat_inputs if isinstance(item, tv_tensors.Mask))
-        height, width = min(self.size[0], map_HW.shape[-2]), min(self.size[1], map_HW.shape[-1])
+    def forward(self, sample: Sample) -> Sample:
+        planes_PHW = sample["planes"].as_subclass(torch.Tensor)
+        height, width = min(self.size[0], planes_PHW.shape[1]), min(self.size[1], planes_PHW.shape[2])
         top, left = 0, 0
         for _ in range(self.TRIES):
-            top = int(torch.randint(map_HW.shape[-2] - height + 1, ()))
-            left = int(torch.randint(map_HW.shape[-1] - width + 1, ()))
+            top = int(torch.randint(planes_PHW.shape[1] - height + 1, ()))
+            left = int(torch.randint(planes_PHW.shape[2] - width + 1, ()))
             if self.max_share >= 1.0:
                 break
-            window = map_HW.as_subclass(torch.Tensor)[top : top + height, left : left + width]
-            counts = torch.bincount(window.flatten(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+            counts_K = _pixels_a_class(planes_PHW[:, top : top + height, left : left + width], sample["labels"])
             # A window of one class has no boundary to learn, whatever its share.
-            if int((counts > 0).sum()) > 1 and int(counts.max()) < self.max_share * int(counts.sum()):
+            if int((counts_K > 0).sum()) > 1 and int(counts_K.max()) < self.max_share * int(counts_K.sum()):
                 break
-        return {"top": top, "left": left, "height": height, "width": width}
+        window = {"top": top, "left": left, "height": height, "width": width}
+        return {
+            **sample,
+            "image": tv_tensors.Image(functional.crop(sample["image"], **window)),
+            "planes": tv_tensors.Mask(functional.crop(sample["planes"], **window)),
+        }
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(functional.crop, inpt, **params)
+
+def _pixels_a_class(planes_PHW: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Pixels of each class, (K,); one of two overlapping segments counts twice."""
+    # Entry 0 is void, entry 1 no segment.
+    pixels_N = torch.bincount(planes_PHW.flatten() + 1, minlength=len(labels) + 2)[2:]
+    counts_K = pixels_N.new_zeros(int(labels.max()) + 1 if len(labels) else 1)
+    return counts_K.index_add_(0, labels, pixels_N)
 
 
 class PhotometricDistortion(v2.Transform):
@@ -103,7 +114,7 @@ def augmentation(
         crop_size: (height, width) of the window cut out.
     """
     smallest, largest = short_edge
-    transforms: list[v2.Transform] = [
+    transforms: list[nn.Module] = [
         v2.RandomResize(smallest, largest + 1, antialias=True),
         ClassShareLimitedCrop(crop_size, crop_max_class_share),
     ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -10,32 +9,27 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-IGNORE_INDEX = 255
-"""The id that every segmentation map made here uses for void pixels, whatever the files use."""
+from .sample import VOID, Sample, Task
+
+VOID_IDS = (255, 65535)
+"""In the files, besides the first id after the last class. Of more than 255 classes one has the id 255."""
 
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_UNKNOWN = -2
 
 
-class SemanticSample(TypedDict):
-    """image: (3, H, W) uint8 RGB. segmentation_map: (H, W) uint8 class ids, void `IGNORE_INDEX`. name: file stem."""
-
-    image: torch.Tensor
-    segmentation_map: torch.Tensor
-    name: str
-
-
-class SemanticFolder(Dataset[SemanticSample]):
-    """Photos and their class-id PNGs, decoded when asked for.
+class SemanticFolder(Dataset[Sample]):
+    """Photos and their class-id PNGs, decoded when asked for. A sample has one segment a class, in order of the ids.
 
     Args:
         root: folder with `images/` and `labels/` (same stems). `classes.txt`, one name a line in the order of the ids,
             is looked for there and one level up, so that the splits of a data set can share it.
         void_classes: names in `classes.txt` that are no class. "void", "unlabelled", "unlabeled" and "ignore" never
             are. The other classes are renumbered without gaps, in order.
-        cache: keep decoded photos in memory (4 bytes a pixel): pays where decoding competes with training.
+        cache: keep decoded photos in memory (7 bytes a pixel): pays where decoding competes with training.
 
-    Besides void classes, ids 255 and `len(classes.txt)` are void; any other id that names no class is an error.
+    Besides void classes, ids 255, 65535 and `len(classes.txt)` are void; any other id that names no class is an error.
     """
 
     def __init__(self, root: str | Path, *, void_classes: Sequence[str] = (), cache: bool = False) -> None:
@@ -60,22 +54,20 @@ class SemanticFolder(Dataset[SemanticSample]):
         if unknown:
             raise ValueError(f"void_classes {unknown} are not in classes.txt, which has {names}")
         kept = [name for name in names if name not in void_classes and name.lower() not in VOID_NAMES]
-        if len(kept) > IGNORE_INDEX:
-            raise ValueError(
-                f"classes.txt of {self.root} names {len(kept)} classes; 8-bit maps hold at most {IGNORE_INDEX}"
-            )
+        self.task: Task = "semantic"
         self.id2label: dict[int, str] = dict(enumerate(kept))
-        # File id -> class id; -1 marks ids that must not occur. 65536 entries: a PNG may be 16-bit.
-        self._class_of_id = np.full(65536, -1, dtype=np.int16)
-        self._class_of_id[[len(names), IGNORE_INDEX]] = IGNORE_INDEX
+        self.label_ids_to_fuse: list[int] = list(self.id2label)
+        # File id -> class id; `_UNKNOWN` marks ids that must not occur. 65536 entries: a PNG may be 16-bit.
+        self._class_of_id = np.full(65536, _UNKNOWN, dtype=np.int32)
+        self._class_of_id[[len(names), *VOID_IDS]] = VOID
         for file_id, name in enumerate(names):
-            self._class_of_id[file_id] = kept.index(name) if name in kept else IGNORE_INDEX
-        self._cache: dict[int, SemanticSample] | None = {} if cache else None
+            self._class_of_id[file_id] = kept.index(name) if name in kept else VOID
+        self._cache: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.image_paths)
 
-    def __getitem__(self, index: int) -> SemanticSample:
+    def __getitem__(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self._decode(index)
@@ -83,7 +75,7 @@ class SemanticFolder(Dataset[SemanticSample]):
             self._cache[index] = sample
         return sample
 
-    def _decode(self, index: int) -> SemanticSample:
+    def _decode(self, index: int) -> Sample:
         with Image.open(self.image_paths[index]) as photo:
             image_HWC = np.array(photo.convert("RGB"))
         path = self.label_paths[index]
@@ -94,15 +86,22 @@ class SemanticFolder(Dataset[SemanticSample]):
         if ids_HW.shape != image_HWC.shape[:2]:
             raise ValueError(f"{path} is {ids_HW.shape} (height, width), its image is {image_HWC.shape[:2]}")
         classes_HW = self._class_of_id[ids_HW]
-        if classes_HW.min() < 0:
+        if classes_HW.min() == _UNKNOWN:
+            unknown = int(ids_HW[classes_HW == _UNKNOWN][0])
             raise ValueError(
-                f"{path} holds id {int(ids_HW[classes_HW < 0][0])}, which is neither one of the {len(self.id2label)} "
-                "classes of classes.txt nor void; add its name there, or write 255 where there is no class"
+                f"{path} holds id {unknown}, which is neither one of the {len(self.id2label)} classes of classes.txt "
+                "nor void; add its name there, or write 255 where there is no class"
             )
+        # Class c is segment number 1 + its place among the classes present; the last entry is that of `VOID`.
+        present = np.bincount(classes_HW.ravel() + 1)[1:].nonzero()[0]
+        segment_of_class = np.full(len(self.id2label) + 1, VOID, dtype=np.int32)
+        segment_of_class[present] = np.arange(1, len(present) + 1)
         return {
             "image": tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous()),
-            "segmentation_map": tv_tensors.Mask(torch.from_numpy(classes_HW.astype(np.uint8))),
-            "name": self.image_paths[index].stem,
+            "planes": tv_tensors.Mask(torch.from_numpy(segment_of_class[classes_HW])[None]),
+            "labels": torch.from_numpy(present),
+            "is_crowd": torch.zeros(len(present), dtype=torch.bool),
+            "name": str(self.image_paths[index]),
         }
 
 

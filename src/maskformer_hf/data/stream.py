@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import Dataset
 
-from .semantic_folder import SemanticSample
+from .sample import Sample, SegmentationDataset
 
 
-class SampleStream(Dataset[SemanticSample]):
+class SampleStream(Dataset[Sample]):
     """Samples number `start` to `stop - 1` of the shuffled, augmented repetitions of a data set.
 
     Number n is a pure function of (dataset, seed, n): which photo comes and how it is augmented depend neither on what
@@ -18,8 +18,8 @@ class SampleStream(Dataset[SemanticSample]):
 
     def __init__(
         self,
-        dataset: Dataset[SemanticSample],
-        transform: Callable[[SemanticSample], SemanticSample],
+        dataset: SegmentationDataset,
+        transform: Callable[[Sample], Sample],
         *,
         seed: int,
         start: int,
@@ -35,11 +35,11 @@ class SampleStream(Dataset[SemanticSample]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> SemanticSample:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = self.start + index
-        length = len(self.dataset)  # pyrefly: ignore[bad-argument-type]
+        length = len(self.dataset)
         epoch, position = divmod(number, length)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 0))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data import SemanticFolder
+from ..data import SegmentationDataset, SemanticFolder, class_map
 from ..inference import Model, forward_batch, load
 from ..metrics import MeanIoU
 
@@ -16,7 +16,7 @@ from ..metrics import MeanIoU
 def evaluate(
     model: Model,
     processor: Any,
-    dataset: SemanticFolder,
+    dataset: SegmentationDataset,
     *,
     task: str = "semantic",
     batch_size: int = 1,
@@ -54,7 +54,7 @@ def evaluate(
             same_size: dict[torch.Size, list[tuple[Any, torch.Tensor]]] = {}
             for sample in samples:
                 inputs = processor(images=[sample["image"].as_subclass(torch.Tensor)], return_tensors="pt")
-                truth_HW = sample["segmentation_map"].as_subclass(torch.Tensor)
+                truth_HW = class_map(sample)
                 same_size.setdefault(inputs["pixel_values"].shape, []).append((inputs, truth_HW))
             for group in same_size.values():
                 with autocast:

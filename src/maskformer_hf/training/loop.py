@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import SampleStream, SemanticCollator, SemanticFolder, augmentation
+from ..data import Collator, SampleStream, SegmentationDataset, SemanticFolder, augmentation
 from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
 from .building import build_model, build_processor, training_record, write_model
@@ -72,8 +72,8 @@ def train(
 def train_model(
     model: Any,
     processor: Any,
-    training_data: SemanticFolder,
-    validation_data: SemanticFolder | None,
+    training_data: SegmentationDataset,
+    validation_data: SegmentationDataset | None,
     recipe: Recipe,
     resume: bool = False,
 ) -> Path:
@@ -195,7 +195,7 @@ class _Progress:
 
 
 def _batches(
-    accelerator: Accelerator, dataset: SemanticFolder, processor: Any, recipe: Recipe, first_step: int
+    accelerator: Accelerator, dataset: SegmentationDataset, processor: Any, recipe: Recipe, first_step: int
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes."""
     augment = recipe.augmentation
@@ -217,9 +217,7 @@ def _batches(
         stream,
         batch_size=recipe.batch_size,
         num_workers=recipe.data.workers,
-        collate_fn=SemanticCollator(
-            processor.image_mean, processor.image_std, processor.size_divisor, size=augment.crop_size
-        ),
+        collate_fn=Collator(processor.image_mean, processor.image_std, processor.size_divisor, size=augment.crop_size),
         pin_memory=accelerator.device.type == "cuda",
     )
     return iter(accelerator.prepare_data_loader(loader, device_placement=False))
@@ -243,7 +241,7 @@ def _evaluate_and_keep_best(
     accelerator: Accelerator,
     model: Any,
     processor: Any,
-    dataset: SemanticFolder,
+    dataset: SegmentationDataset,
     recipe: Recipe,
     output_dir: Path,
     progress: _Progress,
