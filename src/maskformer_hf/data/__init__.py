@@ -2,14 +2,29 @@
 
 from .augment import augmentation
 from .collate import Batch, Collator
-from .sample import VOID, Sample, SegmentationDataset, Task, binary_masks, class_map, planes_from_masks, void_mask
+from .instance_folder import InstanceFolder
+from .open import FORMATS, open_dataset
+from .sample import (
+    VOID,
+    Problem,
+    Sample,
+    SegmentationDataset,
+    Task,
+    binary_masks,
+    class_map,
+    planes_from_masks,
+    void_mask,
+)
 from .semantic_folder import SemanticFolder
 from .stream import SampleStream
 
 __all__ = [
+    "FORMATS",
     "VOID",
     "Batch",
     "Collator",
+    "InstanceFolder",
+    "Problem",
     "Sample",
     "SampleStream",
     "SegmentationDataset",
@@ -18,6 +33,7 @@ __all__ = [
     "augmentation",
     "binary_masks",
     "class_map",
+    "open_dataset",
     "planes_from_masks",
     "void_mask",
 ]

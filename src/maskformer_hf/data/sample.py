@@ -3,7 +3,7 @@
 Shapes: N segments, P planes, H W pixels.
 """
 
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 import torch
 from torchvision import tv_tensors
@@ -22,7 +22,7 @@ class Sample(TypedDict):
         overlap lie in different planes; each segment lies in one. Void pixels are `VOID` in plane 0. Ids in place of N
         masks: four bytes a pixel, whatever the number of segments, until they are on the device.
     labels: (N,) int64, the class of each segment.
-    is_crowd: (N,) bool: a region of many objects nobody told apart, which is no target, and excuses what is found in it.
+    is_crowd: (N,) bool: a region of many objects nobody told apart: no target, and it excuses what is found in it.
     name: what a message calls the image, such as the path of its file.
     """
 
@@ -33,8 +33,22 @@ class Sample(TypedDict):
     name: str
 
 
+class Problem(NamedTuple):
+    """Annotations of one kind that a reader left out, because nothing can be learned from them.
+
+    what: such as "polygon without area". examples: where, with file and id, the first ten.
+    """
+
+    what: str
+    count: int
+    examples: list[str]
+
+
 class SegmentationDataset(Protocol):
     """What readers give: decoded when asked for, hence of any size.
+
+    A reader may besides have `image_paths` (the photos' files, by which doubles are found), `problems` (a list of
+    `Problem`) and `supercategories` (class name -> name of its group).
 
     Attributes:
         task: What its annotations can teach. Semantic samples have one segment a class.

@@ -1,0 +1,81 @@
+"""Decoding photos and maps of ids, with errors that name the file."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
+    """Decodes a photo to (3, H, W) uint8 RGB.
+
+    The pixels are taken as they are stored, whatever the orientation in EXIF says, as COCO's annotations count them.
+    Only where `size` does not fit those, but fits the photo turned as EXIF says, it is turned: it was annotated so.
+
+    Args:
+        size: (height, width) of the annotations; None takes the photo as it is stored.
+    """
+    try:
+        with Image.open(path) as photo:
+            stored = (photo.height, photo.width)
+            if photo.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"{path} has pixels of mode {photo.mode}, whose range nobody states; save it with 8 bits a channel"
+                )
+            turned = photo
+            if size is not None and size != stored:
+                turned = ImageOps.exif_transpose(photo)
+                if (turned.height, turned.width) != size:
+                    raise ValueError(
+                        f"{path} is {stored} (height, width), its annotations are for {size}; annotate the photo as it "
+                        "is, or resize both together"
+                    )
+            image_HWC = np.array(turned.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
+
+
+def read_id_map(path: str | Path) -> np.ndarray:
+    """Decodes a PNG with one channel of ids to (H, W); of 8 bits (mode L or P: the palette's indices), 16 or 32."""
+    try:
+        with Image.open(path) as png:
+            ids_HW = np.array(png)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if ids_HW.ndim != 2:
+        raise ValueError(f"{path} has shape {ids_HW.shape}; a map of ids has one channel (mode L, P or I;16)")
+    return ids_HW
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The photos in a folder, by name. Raises ValueError if there is none, or two differ only in their suffix."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; photos are expected there")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")
+    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{folder} holds {count} images called {stem}, and one map of ids cannot belong to both")
+    return paths
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those that do not exist; lists each folder once, which takes seconds less than asking for each of many files."""
+    listed: dict[str, frozenset[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+        if name not in listed[folder]:
+            missing.append(path)
+    return missing
