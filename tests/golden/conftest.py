@@ -71,3 +71,32 @@ def load_case(name: str, checkpoint: str) -> GoldenCase:
         expected=load_file(folder / "expected.safetensors"),
         record=json.loads((folder / "expected.json").read_text()),
     )
+
+
+@pytest.fixture
+def replay_random_points(monkeypatch):
+    """Makes our criterion draw the random points that the original drew after `torch.manual_seed(seed)`.
+
+    `matching` has, for each layer in the original's order (the last one, then the first, the second, ...) and each
+    image, the queries and targets that the original matched: it draws by ascending queries, we by ascending targets.
+    """
+
+    def replay(seed: int, matching: list, counts: list[int], num_points: int = 200, num_frames: int = 1):
+        num_candidates, num_uniform = 3 * num_points, num_points - int(0.75 * num_points)
+        offsets = [sum(counts[:image]) for image in range(len(counts))]
+        torch.manual_seed(seed)
+        matched_at, looked_at = [], []
+        for images in matching:
+            matched_at.append(torch.cat([torch.rand(1, num_points, 2) for _ in images]))
+            targets = [target + offsets[i] for i, (_, targets) in enumerate(images) for target in targets]
+            order = torch.tensor(targets, dtype=torch.int64).argsort()
+            for count in (num_candidates, num_uniform):
+                points = torch.rand(len(order) * num_frames, count, 2)
+                looked_at.append(points.unflatten(0, (len(order), num_frames))[order].flatten(0, 1))
+        first_layer_first = torch.stack(matched_at[1:] + matched_at[:1])
+        draws = iter(looked_at)
+        criterion, point_sampling = "maskformer_hf.models.criterion", "maskformer_hf.models.point_sampling"
+        monkeypatch.setattr(f"{criterion}.uniform_points", lambda *size, **_: first_layer_first)
+        monkeypatch.setattr(f"{point_sampling}.uniform_points", lambda *size, **_: next(draws))
+
+    return replay

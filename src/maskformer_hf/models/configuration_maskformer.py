@@ -16,11 +16,15 @@ from .transformers_layout import MODEL_TYPE, RENAMED_FIELDS, translate_config
 PIXEL_DECODERS = ("fpn", "transformer_fpn")
 TRANSFORMER_DECODERS = ("detr",)
 MASK_LOSSES = ("dense", "points")
+MASK_TERMS = ("focal", "cross_entropy")
+MATCHINGS = ("dense", "points")
 TASKS = ("semantic", "instance", "panoptic")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "pixel_decoder": PIXEL_DECODERS,
     "transformer_decoder": TRANSFORMER_DECODERS,
     "mask_loss": MASK_LOSSES,
+    "mask_term": MASK_TERMS,
+    "matching": MATCHINGS,
     "task": TASKS,
 }
 LABEL_FIELDS = ("num_labels", "id2label", "label2id")
@@ -62,6 +66,10 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         mask_loss: `"dense"`, every pixel as in the paper, or `"points"`, `num_points` pixels a mask of which
             `importance_sample_ratio` are the most uncertain of `oversample_ratio` times as many random ones (PointRend,
             as in Mask2Former): a fraction of the memory.
+        mask_term: What stands beside the dice loss, in the loss and in the matching costs: `"focal"`, MaskFormer's
+            focal loss, or `"cross_entropy"`, Mask2Former's binary cross-entropy.
+        matching: Costs from `"dense"` masks at the size of the predictions, as in MaskFormer, or from `num_points`
+            random `"points"` that all masks of an image share, as in Mask2Former.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
@@ -100,6 +108,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     dice_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
     mask_loss: str = "dense"
+    mask_term: str = "focal"
+    matching: str = "dense"
     num_points: int = 112 * 112
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75

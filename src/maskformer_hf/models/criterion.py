@@ -1,7 +1,12 @@
-"""MaskFormer's loss: cross-entropy of the classes, focal and dice loss of the matched masks."""
+"""The family's loss: cross-entropy of the classes, focal loss or cross-entropy and dice loss of the matched masks.
+
+On all pixels as in MaskFormer (https://arxiv.org/abs/2107.06278), or on points as in Mask2Former
+(https://arxiv.org/abs/2112.01527) and, with T frames, in Mask2Former-VIS (https://arxiv.org/abs/2112.10764).
+"""
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .matcher import FOCAL_ALPHA, match, matching_costs
-from .point_sampling import sample_points, uncertain_points
+from .point_sampling import sample_points, uncertain_points, uniform_points
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +34,16 @@ class Criterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        mask_term: str = "focal",
+        matching: str = "dense",
     ):
         super().__init__()
         self.num_labels = num_labels
         self.weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
         self.no_object_weight = no_object_weight
         self.mask_loss = mask_loss
+        self.mask_term = mask_term
+        self.matching = matching
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -49,6 +58,9 @@ class Criterion(nn.Module):
         void_masks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted sum of all terms, and each term unweighted under the original's names.
+
+        The masks of a clip have a dimension T of frames in front of h and w, or H and W. Each frame of a target is a
+        mask of the loss, but what they are summed to is divided by the number of targets, as in the original.
 
         Args:
             class_logits_LBQK: Class logits (L, B, Q, K+1); the last of the L layers is the result.
@@ -65,10 +77,14 @@ class Criterion(nn.Module):
             len(class_logits_LBQK[0]),
             self.num_labels,
         )
+        # A loss that is evaluated must not change from run to run.
+        generator = None if self.training else torch.Generator(device).manual_seed(0)
         with torch.autocast(device.type, enabled=False):
             class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
             counted_BHW = None if void_masks is None else ~void_masks.to(device).bool()
-            matches = self._match(class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW)
+            matches = self._match(
+                class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator
+            )
             num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
             masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
@@ -86,15 +102,17 @@ class Criterion(nn.Module):
                 # All targets are matched unless there are more of them than queries: then no copy is needed.
                 targets_MHW = masks_NHW if len(target_M) == len(masks_NHW) else masks_NHW[target_M]
                 counted_MHW = None if counted_BHW is None else counted_BHW[image_M]
-                focal, dice = self._mask_losses(matched_Mhw, targets_MHW, counted_MHW)
-                losses[f"loss_mask{suffix}"] = focal / num_masks
+                mask_loss, dice = self._mask_losses(
+                    _frames(matched_Mhw), _frames(targets_MHW), _frames(counted_MHW), generator
+                )
+                losses[f"loss_mask{suffix}"] = mask_loss / num_masks
                 losses[f"loss_dice{suffix}"] = dice / num_masks
             total = torch.stack([self.weights[_term(name)] * loss for name, loss in losses.items()]).sum()
         return total, losses
 
-    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW):
+    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator):
         num_targets = [len(labels) for labels in class_labels]
-        num_queries = class_logits_LBQK.shape[2]
+        num_layers, num_images, num_queries = class_logits_LBQK.shape[:3]
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
             logger.warning(
                 "An image has %d targets but the model only %d queries: the rest is left unmatched. Raise "
@@ -103,6 +121,11 @@ class Criterion(nn.Module):
                 num_queries,
             )
             self.warned_of_too_few_queries = True
+        points_LBP2 = None
+        if self.matching == "points":
+            points_LBP2 = uniform_points(
+                num_layers, num_images, self.num_points, device=class_logits_LBQK.device, generator=generator
+            )
         costs = matching_costs(
             class_logits_LBQK,
             mask_logits_LBQhw,
@@ -112,6 +135,8 @@ class Criterion(nn.Module):
             self.weights["loss_mask"],
             self.weights["loss_dice"],
             counted_BHW,
+            self.mask_term,
+            points_LBP2,
         )
         return match(costs, num_targets)
 
@@ -124,26 +149,29 @@ class Criterion(nn.Module):
         return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight, reduction="sum")
 
     def _mask_losses(
-        self, logits_Mhw: torch.Tensor, targets_MHW: torch.Tensor, counted_MHW: torch.Tensor | None
+        self,
+        logits_Mhw: torch.Tensor,
+        targets_MHW: torch.Tensor,
+        counted_MHW: torch.Tensor | None,
+        generator: torch.Generator | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Focal and dice loss, summed over masks."""
+        """Focal loss or cross-entropy, and dice loss, summed over masks."""
         if len(logits_Mhw) == 0:
             nothing = logits_Mhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
             return nothing, nothing
+        mask_loss = focal_loss if self.mask_term == "focal" else cross_entropy_loss
         if self.mask_loss == "dense":
             logits = F.interpolate(logits_Mhw[:, None], size=targets_MHW.shape[-2:], mode="bilinear")[:, 0].flatten(1)
             targets = targets_MHW.flatten(1)
             counted = None if counted_MHW is None else counted_MHW.flatten(1)
-            return focal_loss(logits, targets, counted), dice_loss(logits, targets, counted)
-        # A loss that is evaluated must not change from run to run.
-        generator = None if self.training else torch.Generator(logits_Mhw.device).manual_seed(0)
+            return mask_loss(logits, targets, counted), dice_loss(logits, targets, counted)
         points = uncertain_points(
             logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator
         )
         logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
         # A point counts as far as its surroundings do.
         counted = None if counted_MHW is None else sample_points(counted_MHW, points)
-        return focal_loss(logits, targets, counted), dice_loss(logits, targets, counted)
+        return mask_loss(logits, targets, counted), dice_loss(logits, targets, counted)
 
     def _normalizers(self, class_labels: Sequence[torch.Tensor], class_logits_LBQK: torch.Tensor) -> torch.Tensor:
         """What mask losses and class loss are divided by: the number of targets (at least 1) and the sum of the class
@@ -224,6 +252,11 @@ def _in_target_order(matches, offsets, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.stack((image, query, target))[:, order].astype(np.int64)).to(device)
 
 
+def _frames(masks_MHW: Any) -> Any:
+    """Masks (M, T, H, W) of clips as masks (M * T, H, W) of images; what is of images already is left as it is."""
+    return masks_MHW.flatten(0, 1) if masks_MHW is not None and masks_MHW.dim() == 4 else masks_MHW
+
+
 def _term(name: str) -> str:
     return "_".join(name.split("_")[:2])
 
@@ -246,6 +279,18 @@ def focal_loss(
         miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
         alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
         loss_NX = alpha * miss.square() * entropy
+    return _mean_over_pixels(loss_NX, counted_NX)
+
+
+def cross_entropy_loss(
+    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy, averaged over the pixels of a mask and summed over masks; arguments of `focal_loss`."""
+    loss_NX = F.binary_cross_entropy_with_logits(logits_NX, targets_NX.to(logits_NX.dtype), reduction="none")
+    return _mean_over_pixels(loss_NX, counted_NX)
+
+
+def _mean_over_pixels(loss_NX: torch.Tensor, counted_NX: torch.Tensor | None) -> torch.Tensor:
     if counted_NX is None:
         return loss_NX.mean(1).sum()
     return ((loss_NX * counted_NX).sum(1) / counted_NX.sum(1).clamp(min=1)).sum()

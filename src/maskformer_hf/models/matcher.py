@@ -1,10 +1,14 @@
-"""Bipartite matching of queries and targets (https://arxiv.org/abs/2107.06278, section 3.1)."""
+"""Bipartite matching of queries and targets (https://arxiv.org/abs/2107.06278, section 3.1), on dense masks or on
+points of them (https://arxiv.org/abs/2112.01527, section 3.3)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from .point_sampling import sample_points
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -13,6 +17,8 @@ except ImportError:  # inference needs no scipy
 
 # Of the focal loss, whose gamma of 2 stands as a square wherever it is used.
 FOCAL_ALPHA = 0.25
+# Values of masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
+CHUNK = (2**18, 2**24)
 
 
 class NotFiniteError(ValueError, FloatingPointError):
@@ -29,52 +35,84 @@ def matching_costs(
     mask_weight: float,
     dice_weight: float,
     counted_BHW: torch.Tensor | None = None,
+    mask_term: str = "focal",
+    points_LBP2: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cost of giving each target to each query, for all layers and images at once: (L, B, Q, N), float32.
+    """Cost of giving each target to each query, for all layers and images: (L, B, Q, N), float32.
 
-    N is the largest number of targets of an image, at least 1; columns beyond an image's own targets mean nothing, but
-    are finite if the predictions are. Targets are reduced to the size of the predictions, by taking the nearest pixel,
-    as in the original.
+    N is the largest number of targets of an image, at least 1; columns beyond an image's own targets mean nothing. A
+    cost of an image whose predictions are not finite is not finite either, whether it has targets or not.
+
+    Clips are images with a dimension T of frames in front of h and w, or H and W: the cost of a mask is then that of
+    all its frames together.
 
     Args:
         mask_labels: Binary masks (N_i, H, W) of each image, all padded to one size.
         class_labels: Classes (N_i,) of each image.
         counted_BHW: False at void pixels, which take no part in the costs of masks.
+        mask_term: `"focal"` or `"cross_entropy"`.
+        points_LBP2: Compare masks at these points, x and y in [0, 1], which all masks and frames of an image share.
+            Without them, targets are reduced to the size of the predictions, by taking the nearest pixel.
     """
-    size_BN = (len(class_labels), max(1, *map(len, class_labels)))
-    targets_BNhw = mask_logits_LBQhw.new_zeros((*size_BN, *mask_logits_LBQhw.shape[-2:]), dtype=torch.float32)
-    labels_BN = class_labels[0].new_zeros(size_BN)
+    num_layers, num_images, num_queries = class_logits_LBQK.shape[:3]
+    num_columns = max(1, *map(len, class_labels))
+    costs_LBQN = class_logits_LBQK.new_zeros((num_layers, num_images, num_queries, num_columns), dtype=torch.float32)
+    size = mask_logits_LBQhw.shape[-2:]
+    num_values = points_LBP2.shape[2] if points_LBP2 is not None else math.prod(size)
+    num_values *= math.prod(mask_logits_LBQhw.shape[3:-2])
+    chunk = max(1, CHUNK[mask_logits_LBQhw.device.type != "cpu"] // num_values)
     for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if len(labels):
-            targets_BNhw[image, : len(labels)] = _nearest(masks, mask_logits_LBQhw.shape[-2:])
-            labels_BN[image, : len(labels)] = labels
+        if not len(labels):
+            masks, labels = masks.new_zeros((1, *masks.shape[1:])), labels.new_zeros(1)
+        own_LQN = costs_LBQN[:, image, :, : len(labels)]
+        own_LQN -= class_weight * class_logits_LBQK[:, image].float().softmax(-1)[..., labels]
+        counted = None if counted_BHW is None else counted_BHW[image]
+        targets_NX, counted_X = None, None
+        for layer in range(num_layers):
+            points = None if points_LBP2 is None else points_LBP2[layer, image]
+            if targets_NX is None or points is not None:  # without points they are the same in every layer
+                targets_NX = _values(masks, size, points)
+                counted_X = None if counted is None else _values(counted[None], size, points)[0]
+            for start in range(0, num_queries, chunk):
+                queries = slice(start, start + chunk)
+                logits_QX = _values(mask_logits_LBQhw[layer, image, queries], size, points)
+                mask_cost, dice_cost = _mask_costs(logits_QX, targets_NX, counted_X, mask_term)
+                own_LQN[layer, queries] += mask_weight * mask_cost + dice_weight * dice_cost
+    return costs_LBQN
 
-    num_layers, _, num_queries = class_logits_LBQK.shape[:3]
-    probabilities_LBQK = class_logits_LBQK.float().softmax(-1)
-    class_cost = -probabilities_LBQK.gather(-1, labels_BN[None, :, None, :].expand(num_layers, -1, num_queries, -1))
 
-    # All layers of an image are rows of one matrix product.
-    logits_BRX = mask_logits_LBQhw.float().transpose(0, 1).flatten(3).flatten(1, 2)
-    targets_BXN = targets_BNhw.flatten(2).transpose(1, 2)
-    # These maps are the largest of a step, so passes over them are saved: softplus(x) is the cross-entropy of a
-    # negative pixel, softplus(x) - x that of a positive one, and both kinds of pixel share one matrix product.
-    probability = logits_BRX.sigmoid()
-    negative_entropy = F.softplus(logits_BRX)
-    positive = (1 - probability).square_().mul_(negative_entropy - logits_BRX).mul_(FOCAL_ALPHA)
-    num_pixels: int | torch.Tensor = logits_BRX.shape[-1]
-    if counted_BHW is not None:
-        counted_B1X = _nearest(counted_BHW, mask_logits_LBQhw.shape[-2:]).flatten(1)[:, None]
-        num_pixels = counted_B1X.sum(-1, keepdim=True).clamp(min=1)
-        targets_BXN = targets_BXN * counted_B1X.transpose(1, 2)
-        positive *= counted_B1X
-        probability *= counted_B1X
-    dice_numerator = 2 * (probability @ targets_BXN) + 1
-    dice_denominator = probability.sum(-1, keepdim=True) + targets_BXN.sum(1, keepdim=True) + 1
-    negative = probability.square_().mul_(negative_entropy).mul_(1 - FOCAL_ALPHA)
-    negative_sum = negative.sum(-1, keepdim=True)
-    focal_cost = (positive.sub_(negative) @ targets_BXN + negative_sum) / num_pixels
-    mask_cost = mask_weight * focal_cost + dice_weight * (1 - dice_numerator / dice_denominator)
-    return class_weight * class_cost + mask_cost.unflatten(1, (num_layers, num_queries)).transpose(0, 1)
+def _mask_costs(
+    logits_QX: torch.Tensor, targets_NX: torch.Tensor, counted_X: torch.Tensor | None, mask_term: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Focal or cross-entropy cost, and dice cost, (Q, N) each. Targets and what counts may be fractions."""
+    targets_XN = targets_NX.T
+    probability = logits_QX.sigmoid()
+    # softplus(x) is the cross-entropy of a negative pixel, softplus(x) - x that of a positive one. Passes over these
+    # maps are what matching costs, so both kinds of pixel share one matrix product.
+    negative = F.softplus(logits_QX)
+    if mask_term == "focal":
+        positive = (1 - probability).square_().mul_(negative - logits_QX).mul_(FOCAL_ALPHA)
+        negative.mul_(probability).mul_(probability).mul_(1 - FOCAL_ALPHA)
+        positive.sub_(negative)
+    else:
+        positive = -logits_QX
+    num_pixels: float | torch.Tensor = logits_QX.shape[1]
+    if counted_X is not None:
+        num_pixels = counted_X.sum().clamp(min=1)
+        targets_XN = targets_XN * counted_X[:, None]
+        negative *= counted_X
+        probability *= counted_X
+    mask_cost = (negative.sum(1, keepdim=True) + positive @ targets_XN) / num_pixels
+    numerator = 2 * (probability @ targets_XN) + 1
+    denominator = probability.sum(1, keepdim=True) + targets_XN.sum(0) + 1
+    return mask_cost, 1 - numerator / denominator
+
+
+def _values(masks_NHW: torch.Tensor, size: Sequence[int], points_P2: torch.Tensor | None) -> torch.Tensor:
+    """What of masks (N, H, W) or (N, T, H, W) is compared, (N, X), float32."""
+    if points_P2 is not None:
+        return sample_points(masks_NHW[None], points_P2[None])[0].flatten(1)
+    return (masks_NHW.float() if masks_NHW.is_floating_point() else _nearest(masks_NHW, size)).flatten(1)
 
 
 def _nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -83,7 +121,7 @@ def _nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         (torch.arange(out, device=masks_NHW.device) * (in_ / out)).long().clamp_(max=in_ - 1)
         for out, in_ in zip(size, masks_NHW.shape[-2:], strict=True)
     )
-    return masks_NHW[:, rows[:, None], columns].float()
+    return masks_NHW[..., rows[:, None], columns].float()
 
 
 def match(costs_LBQN: torch.Tensor, num_targets: Sequence[int]) -> list[list[tuple[np.ndarray, np.ndarray]]]:

@@ -280,6 +280,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             dice_weight=config.dice_weight,
             no_object_weight=config.no_object_weight,
             mask_loss=config.mask_loss,
+            mask_term=config.mask_term,
+            matching=config.matching,
             num_points=config.num_points,
             oversample_ratio=config.oversample_ratio,
             importance_sample_ratio=config.importance_sample_ratio,
