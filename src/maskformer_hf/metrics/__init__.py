@@ -1,5 +1,8 @@
-"""Streaming measures of segmentation quality: memory does not grow with the number of images."""
+"""Streaming measures of segmentation quality: counts are kept, images are not. They know nothing of data or models."""
 
+from .boundary import BoundaryAP, BoundaryIoU, boundary_iou
+from .mask_ap import MaskAP
 from .mean_iou import MeanIoU
+from .panoptic_quality import PanopticQuality
 
-__all__ = ["MeanIoU"]
+__all__ = ["BoundaryAP", "BoundaryIoU", "MaskAP", "MeanIoU", "PanopticQuality", "boundary_iou"]

@@ -1,0 +1,304 @@
+"""Mask average precision as COCO defines it (`pycocotools.cocoeval`), image by image.
+
+Shapes: D detections, G reference objects, both of one image and class; A size ranges, T thresholds, K classes, H W
+pixels. Masks are compared as pycocotools' run lengths ("RLE"), and dropped with their image.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_POINTS = np.linspace(0, 1, 101)
+# In pixels of the image's own size.
+SIZE_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+
+
+class _Detections(NamedTuple):
+    """What is kept of one image, D detections of all classes: 30 bytes each."""
+
+    image_id: int
+    labels: np.ndarray  # (D,) int32
+    ranks: np.ndarray  # (D,) int32, from 0 among those of the image and class
+    scores: np.ndarray  # (D,) float64
+    matched: np.ndarray  # (D, A * T / 8) uint8, packed bits
+    ignored: np.ndarray  # the same
+
+
+class MaskAP:
+    """Average precision and recall of instance masks over COCO's ten IoU thresholds and three sizes.
+
+    Definition: that of COCOeval with `iouType="segm"`. Per image and class the detections, best score first, take the
+    reference object that they overlap most among those not taken yet; objects outside of a size range and crowds are
+    not counted, nor are detections that match them; a crowd can be matched any number of times, by the share of the
+    detection that lies in it. Precision is interpolated at 101 values of recall.
+
+    Memory: a few bytes for each detection, none for pixels.
+
+    Args:
+        num_labels: K, the number of classes.
+        max_detections: How many detections of an image and class count, the best ones. COCO's 100; where images have
+            more objects of one class than that, as in microscopy, recall cannot be complete with it.
+    """
+
+    def __init__(self, num_labels: int, *, max_detections: int = 100) -> None:
+        if num_labels < 1 or max_detections < 1:
+            raise ValueError(f"num_labels is {num_labels}, max_detections {max_detections}; both must be at least 1")
+        self.num_labels = num_labels
+        self.max_detections = max_detections
+        self.num_objects = np.zeros((num_labels, len(SIZE_RANGES)), np.int64)
+        self.detections: list[_Detections] = []
+        self._next_id = 0
+
+    def update(self, prediction: Mapping[str, Any], reference: Mapping[str, Any], image_id: int | None = None) -> None:
+        """Counts one image.
+
+        Args:
+            prediction: `masks`, `scores` (D,), `labels` (D,).
+            reference: `masks`, `labels` (G,); optional `is_crowd` (G,), and `areas` (G,) in pixels, which decide the
+                size of an object: COCO's files have that of the polygon; that of the mask if not given.
+            image_id: Puts detections of equal score in order, by rising id; a running number if not given. Give it
+                where several processes share the images and one process should get the same.
+
+        Masks are (N, H, W) bool, or a list of N pycocotools RLE dictionaries.
+        """
+        image_id = self._next_id if image_id is None else image_id
+        self._next_id = image_id + 1
+        scores, labels = _numbers(prediction["scores"], float), _numbers(prediction["labels"], np.int64)
+        true_labels = _numbers(reference["labels"], np.int64)
+        rles, true_rles = as_rles(prediction["masks"]), as_rles(reference["masks"])
+        is_crowd = _numbers(reference.get("is_crowd", np.zeros(len(true_labels))), bool)
+        self._check(rles, scores, labels, true_rles, true_labels)
+        areas, true_areas = _areas(rles), _numbers(reference.get("areas", _areas(true_rles)), float)
+        low, high = np.array(list(SIZE_RANGES.values())).T[:, :, None]
+        true_outside = (true_areas < low) | (true_areas > high)  # (A, G)
+        outside = (areas < low) | (areas > high)  # (A, D)
+        np.add.at(self.num_objects, true_labels[~is_crowd], ~true_outside[:, ~is_crowd].T)
+        parts = []
+        for label in np.unique(labels):
+            found = np.flatnonzero(labels == label)
+            found = found[np.argsort(-scores[found], kind="stable")][: self.max_detections]
+            true = np.flatnonzero(true_labels == label)
+            iou_DG = np.zeros((len(found), 0))
+            if len(true):
+                iou_DG = self._iou([rles[i] for i in found], [true_rles[i] for i in true], is_crowd[true])
+            matched, ignored = _match(iou_DG, true_outside[:, true] | is_crowd[true], is_crowd[true])
+            ignored |= ~matched & outside[:, found].T[:, :, None]
+            parts.append(
+                (
+                    np.full(len(found), label, np.int32),
+                    np.arange(len(found), dtype=np.int32),
+                    scores[found],
+                    np.packbits(matched.reshape(len(found), -1), axis=1),
+                    np.packbits(ignored.reshape(len(found), -1), axis=1),
+                )
+            )
+        if parts:
+            self.detections.append(
+                _Detections(image_id, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+            )
+
+    def _check(
+        self, rles: list[dict], scores: np.ndarray, labels: np.ndarray, true_rles: list[dict], true_labels: np.ndarray
+    ) -> None:
+        if not len(rles) == len(scores) == len(labels) or len(true_rles) != len(true_labels):
+            raise ValueError(
+                f"there are {len(rles)} predicted masks, {len(scores)} scores and {len(labels)} labels, and "
+                f"{len(true_rles)} reference masks and {len(true_labels)} labels; give one of each for an object"
+            )
+        if np.isnan(scores).any():
+            raise ValueError("a score is NaN; check the weights")
+        for whose, values in (("predicted", labels), ("reference", true_labels)):
+            if len(values) and (values.min() < 0 or values.max() >= self.num_labels):
+                raise ValueError(f"{whose} labels are {np.unique(values).tolist()}; num_labels is {self.num_labels}")
+        sizes = {tuple(rle["size"]) for rle in (*rles, *true_rles)}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"masks of one image have the sizes {sorted(sizes)}; pass the references' sizes as target_sizes when "
+                "post-processing"
+            )
+
+    def _iou(self, rles: list[dict], true_rles: list[dict], is_crowd: np.ndarray) -> np.ndarray:
+        """(D, G); for a crowd the share of the detection that lies in it."""
+        from pycocotools import mask as coco_mask
+
+        return np.asarray(coco_mask.iou(rles, true_rles, is_crowd.astype(np.uint8).tolist()))
+
+    def merge(self, other: "MaskAP") -> None:
+        """Adds what another one has counted; its images need ids of their own."""
+        self.num_objects += other.num_objects
+        self.detections += other.detections
+        self._next_id = max(self._next_id, other._next_id)
+
+    def reduce(self) -> None:
+        """Joins the records of all processes; call once, on every process, before `compute`."""
+        from accelerate.utils import gather_object
+
+        parts = gather_object([(self.num_objects, self.detections)])
+        self.num_objects = np.sum([num_objects for num_objects, _ in parts], axis=0)
+        self.detections = [record for _, detections in parts for record in detections]
+
+    def reset(self) -> None:
+        self.num_objects[:] = 0
+        self.detections, self._next_id = [], 0
+
+    def compute(self, id2label: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """Returns plain floats, each a share of 1: what is published as AP 34.0 is 0.34 here.
+
+        `ap`, `ap50`, `ap75`, `ap_small` (objects below 32 x 32 pixels), `ap_medium`, `ap_large` (from 96 x 96);
+        average recall with the 1, the 10 and all `max_detections` best of an image and class, `ar_1`, `ar_10` and
+        `ar`, and `ar_small`, `ar_medium`, `ar_large`; `max_detections`; `per_class`: one dict a class with `label`,
+        `ap`, `ap50`, `ar` and `objects`, how many there were. Without such objects a figure is NaN, and no mean
+        counts it.
+        """
+        precision, recall = self._curves(self.max_detections)
+        limited = {limit: self._curves(min(limit, self.max_detections))[1] for limit in (1, 10)}
+        sizes = list(SIZE_RANGES)
+        names = id2label or {}
+        result: dict[str, Any] = {
+            "ap": _mean(precision[:, 0]),
+            "ap50": _mean(precision[:, 0, 0]),
+            "ap75": _mean(precision[:, 0, 5]),
+            **{f"ap_{size}": _mean(precision[:, sizes.index(size)]) for size in sizes[1:]},
+            **{f"ar_{limit}": _mean(values[:, 0]) for limit, values in limited.items()},
+            "ar": _mean(recall[:, 0]),
+            **{f"ar_{size}": _mean(recall[:, sizes.index(size)]) for size in sizes[1:]},
+            "max_detections": self.max_detections,
+        }
+        result["per_class"] = [
+            {
+                "label": names.get(index, str(index)),
+                "ap": _mean(precision[index, 0]),
+                "ap50": _mean(precision[index, 0, 0]),
+                "ar": _mean(recall[index, 0]),
+                "objects": int(self.num_objects[index, 0]),
+            }
+            for index in range(self.num_labels)
+        ]
+        return result
+
+    def _curves(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Precision at the points of recall (K, A, T, 101) and the largest recall (K, A, T), NaN without objects.
+
+        limit: How many detections of an image and class count.
+        """
+        shape = (self.num_labels, len(SIZE_RANGES), len(IOU_THRESHOLDS))
+        precision, recall = np.full((*shape, len(RECALL_POINTS)), np.nan), np.full(shape, np.nan)
+        has_objects = self.num_objects > 0
+        precision[has_objects], recall[has_objects] = 0, 0
+        records = sorted(self.detections, key=lambda record: record.image_id)
+        if not records:
+            return precision, recall
+        labels, ranks, scores, matched, ignored = (
+            np.concatenate(part) for part in list(zip(*records, strict=True))[1:]
+        )
+        # By class, then by score; equal scores by image, then by rank.
+        order = np.lexsort((-scores, labels))
+        order = order[ranks[order] < limit]
+        labels = labels[order]
+        starts = np.searchsorted(labels, np.arange(self.num_labels + 1))
+        for label in np.unique(labels):
+            rows = order[starts[label] : starts[label + 1]]
+            is_match, is_ignored = (
+                np.unpackbits(part[rows], axis=1, count=shape[1] * shape[2]).astype(bool).reshape(-1, *shape[1:])
+                for part in (matched, ignored)
+            )
+            true = np.cumsum(is_match & ~is_ignored, axis=0, dtype=np.float64)
+            false = np.cumsum(~is_match & ~is_ignored, axis=0, dtype=np.float64)
+            # The largest precision at this recall or any higher one. eps as in COCOeval, where nothing counts yet.
+            best = np.maximum.accumulate((true / (true + false + np.spacing(1)))[::-1])[::-1]
+            for size in np.flatnonzero(has_objects[label]):
+                reached = true[:, size] / self.num_objects[label, size]
+                recall[label, size] = reached[-1]
+                for threshold in range(shape[2]):
+                    position = np.searchsorted(reached[:, threshold], RECALL_POINTS)
+                    exists = position < len(rows)
+                    precision[label, size, threshold, exists] = best[position[exists], size, threshold]
+        return precision, recall
+
+
+def _match(iou_DG: np.ndarray, is_ignored_AG: np.ndarray, is_crowd_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections, best first, find an object, and whether that one is ignored: both (D, A, T) bool.
+
+    An object that counts goes before one that is ignored, then the larger overlap, then the later one.
+    """
+    num_sizes, num_objects = is_ignored_AG.shape
+    matched = np.zeros((len(iou_DG), num_sizes, len(IOU_THRESHOLDS)), bool)
+    ignored = matched.copy()
+    free = np.ones((num_sizes, len(IOU_THRESHOLDS), num_objects), bool)
+    sizes, thresholds = np.indices(free.shape[:2])
+    for row, iou in enumerate(iou_DG):
+        near = np.flatnonzero(iou >= IOU_THRESHOLDS[0])[::-1]  # of equals `argmax` takes the first, COCO the last
+        if not len(near):
+            continue
+        possible = free[:, :, near] & (iou[near] >= IOU_THRESHOLDS[:, None])
+        counts = possible & ~is_ignored_AG[:, None, near]
+        possible = np.where(counts.any(2, keepdims=True), counts, possible)
+        best = np.where(possible, iou[near], -1.0).argmax(2)
+        matched[row] = found = possible.any(2)
+        best = near[best]
+        ignored[row] = found & is_ignored_AG[sizes, best]
+        free[sizes[found], thresholds[found], best[found]] = False
+        free[:, :, is_crowd_G] = True
+    return matched, ignored
+
+
+def as_rles(masks: Any) -> list[dict[str, Any]]:
+    """Masks (N, H, W) as N RLE dictionaries of pycocotools; such dictionaries as they are."""
+    from pycocotools import mask as coco_mask
+
+    if not isinstance(masks, torch.Tensor | np.ndarray):
+        masks = list(masks)
+        if all(isinstance(mask, Mapping) for mask in masks):
+            return [
+                coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
+                for mask in masks
+            ]
+        masks = np.stack([np.asarray(mask) for mask in masks])
+    if masks.ndim != 3:
+        raise ValueError(f"masks have shape {tuple(masks.shape)}; give (N, H, W), or a list of RLE dictionaries")
+    masks = torch.as_tensor(masks)
+    return [coco_mask.encode(np.asfortranarray(mask.to(torch.uint8).numpy(force=True))) for mask in masks]
+
+
+def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[dict[str, Any]]:
+    """One RLE for each of the segments 1..`num_segments` of a map (H, W), at the cost of one pass over the map."""
+    from pycocotools import mask as coco_mask
+
+    height, width = segmentation.shape
+    # Run lengths go down the columns, so that a run may end in the next one.
+    pixels = segmentation.T.reshape(-1).numpy(force=True)
+    starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] + 1))
+    ends = np.append(starts[1:], pixels.size)
+    ids = pixels[starts]
+    order = np.argsort(ids, kind="stable")
+    first = np.searchsorted(ids[order], np.arange(1, num_segments + 2))
+    rles = []
+    for index in range(num_segments):
+        runs = order[first[index] : first[index + 1]]
+        edges = np.stack((starts[runs], ends[runs]), axis=1).ravel()
+        # As pycocotools does it, without a last run of no pixels.
+        tail = [pixels.size] if not len(edges) or edges[-1] < pixels.size else []
+        counts = np.diff(np.concatenate(([0], edges, tail)).astype(np.int64))
+        rles.append({"size": [height, width], "counts": counts.tolist()})
+    return coco_mask.frPyObjects(rles, height, width) if rles else []
+
+
+def _numbers(values: Any, kind: Any) -> np.ndarray:
+    """A vector of any origin and device."""
+    if isinstance(values, torch.Tensor):
+        values = values.numpy(force=True)
+    return np.asarray(values, dtype=kind).reshape(-1)
+
+
+def _areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    from pycocotools import mask as coco_mask
+
+    # One by one: of a list of more than 255, pycocotools 2.0.11 raises OverflowError with numpy 2.
+    return np.array([float(coco_mask.area(rle)) for rle in rles])
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")

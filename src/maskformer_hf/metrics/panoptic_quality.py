@@ -1,0 +1,184 @@
+"""Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation"), counted as panopticapi's `evaluation.py` counts it.
+
+Shapes: K classes, N reference segments, M predicted segments, H W pixels.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+# Joint ids of two maps are counted in one table; ids that would make it larger than this are renumbered first. The ids
+# of COCO's coloured files go up to 2^24.
+LARGEST_TABLE = 2**20
+
+
+class PanopticQuality:
+    """Panoptic, segmentation and recognition quality, of which only counts a class are kept.
+
+    Definition, per class and over all images: a predicted and a reference segment of the same class match if their
+    intersection over union is more than 0.5, where the union leaves out the reference's void. With true positives TP
+    (matches), false positives FP and false negatives FN,
+    SQ = sum of matched IoU / TP, RQ = TP / (TP + FP / 2 + FN / 2), PQ = SQ * RQ.
+    Crowd segments are no targets. A predicted segment without a match is no FP if more than half of it lies in void or
+    in crowd of its own class. The means go over classes with TP + FP + FN > 0; there SQ is 0 where TP is 0.
+    Where panopticapi excuses by the last of several crowd segments of one class, here all of them excuse.
+
+    Args:
+        num_labels: K, the number of classes.
+        label_ids_to_fuse: The classes that are stuff; the others are things.
+    """
+
+    def __init__(self, num_labels: int, label_ids_to_fuse: Collection[int] = ()) -> None:
+        if num_labels < 1:
+            raise ValueError(f"num_labels is {num_labels}; a mean needs at least one class")
+        self.num_labels = num_labels
+        self.is_thing = [index not in label_ids_to_fuse for index in range(num_labels)]
+        # Rows: sum of matched IoU, true positives, false positives, false negatives.
+        self.counts = torch.zeros(4, num_labels, dtype=torch.float64)
+
+    def update(self, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+        """Counts one image.
+
+        Both are what `post_process_panoptic_segmentation` gives: `segmentation`, an integer map (H, W) of segment ids,
+        and `segments_info`, a list of `id` (from 1), `label_id` and, in references, `iscrowd`. Id 0 is void: nothing
+        predicted, or nothing known. A reference's -1 is known to be no segment, so that what is predicted there is
+        wrong; a prediction's -1 is void.
+
+        Raises ValueError for maps of different sizes, ids that are in the map or the list alone, and unknown classes.
+        """
+        predicted, true = torch.as_tensor(prediction["segmentation"]), torch.as_tensor(reference["segmentation"])
+        if predicted.shape != true.shape or predicted.ndim != 2:
+            raise ValueError(
+                f"the predicted map has shape {tuple(predicted.shape)} and the reference map {tuple(true.shape)}; "
+                "pass the references' sizes as target_sizes when post-processing"
+            )
+        predicted_ids, predicted_labels, _ = self._read(prediction["segments_info"], "predicted")
+        true_ids, true_labels, is_crowd = self._read(reference["segments_info"], "reference")
+        # Rows -1, 0, and the reference segments; columns likewise of the predicted.
+        table = _joint_counts(true.to(predicted.device), true_ids, predicted, predicted_ids)
+        intersection_NM = table[2:, 2:]
+        true_area, predicted_area = table[2:].sum(1), table[:, 2:].sum(0)
+        if (predicted_area == 0).any():
+            missing = predicted_ids[predicted_area == 0]
+            raise ValueError(f"predicted segments {missing.tolist()} are in segments_info and not in the segmentation")
+        void_area = table[1, 2:]
+        union_NM = true_area[:, None] + predicted_area - intersection_NM - void_area
+        iou_NM = intersection_NM / np.maximum(union_NM, 1)
+        same_label_NM = true_labels[:, None] == predicted_labels
+        # At most one match a segment: two that hold more than half of it would overlap.
+        match_NM = (iou_NM > 0.5) & same_label_NM & ~is_crowd[:, None]
+        excused_area = void_area + (intersection_NM * (same_label_NM & is_crowd[:, None])).sum(0)
+        false_positive = ~match_NM.any(0) & (excused_area <= 0.5 * predicted_area)
+        false_negative = ~match_NM.any(1) & ~is_crowd
+        rows, columns = match_NM.nonzero()
+        for row, (labels, weights) in enumerate(
+            (
+                (true_labels[rows], iou_NM[rows, columns]),
+                (true_labels[rows], None),
+                (predicted_labels[false_positive], None),
+                (true_labels[false_negative], None),
+            )
+        ):
+            self.counts[row] += torch.from_numpy(np.bincount(labels, weights, self.num_labels).astype(np.float64))
+
+    def _read(self, segments: Sequence[Mapping[str, Any]], whose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """ids, label ids and is-crowd of a list of segments, by rising id."""
+        rows = sorted((int(item["id"]), int(item["label_id"]), bool(item.get("iscrowd", False))) for item in segments)
+        ids, labels, is_crowd = (np.array([row[i] for row in rows], kind) for i, kind in enumerate((int, int, bool)))
+        if (np.diff(ids) == 0).any() or (ids < 1).any():
+            raise ValueError(f"{whose} segments have ids {ids.tolist()}; give each its own, from 1")
+        if ((labels < 0) | (labels >= self.num_labels)).any():
+            raise ValueError(
+                f"{whose} segments have labels {sorted(set(labels.tolist()))}; num_labels is {self.num_labels}"
+            )
+        return ids, labels, is_crowd
+
+    def merge(self, other: "PanopticQuality") -> None:
+        """Adds what another one has counted."""
+        self.counts += other.counts
+
+    def reduce(self) -> None:
+        """Adds up the counts of all processes; call once, on every process, before `compute`."""
+        from accelerate import PartialState
+        from accelerate.utils import reduce
+
+        total: Any = reduce(self.counts.to(PartialState().device), reduction="sum")
+        self.counts = total.cpu()
+
+    def reset(self) -> None:
+        self.counts.zero_()
+
+    def compute(self, id2label: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """Returns plain floats, each a share of 1: what is published as PQ 46.5 is 0.465 here.
+
+        `pq`, `sq`, `rq`, and each with `_things` and `_stuff`; `per_class`: one dict a class with `label`, `is_thing`,
+        `pq`, `sq`, `rq`, `true_positives`, `false_positives` and `false_negatives`. What no segment speaks of is NaN.
+        """
+        iou, true_positives, false_positives, false_negatives = self.counts.numpy()
+        names = id2label or {}
+        per_class = []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            size = true_positives + 0.5 * false_positives + 0.5 * false_negatives
+            seen = size > 0
+            pq, rq = iou / size, true_positives / size
+            sq = np.where(seen, iou / np.maximum(true_positives, 1), np.nan)
+        for index in range(self.num_labels):
+            per_class.append(
+                {
+                    "label": names.get(index, str(index)),
+                    "is_thing": self.is_thing[index],
+                    "pq": float(pq[index]),
+                    "sq": float(sq[index]),
+                    "rq": float(rq[index]),
+                    "true_positives": int(true_positives[index]),
+                    "false_positives": int(false_positives[index]),
+                    "false_negatives": int(false_negatives[index]),
+                }
+            )
+        result: dict[str, Any] = {}
+        is_thing = np.array(self.is_thing)
+        for suffix, members in (("", seen), ("_things", seen & is_thing), ("_stuff", seen & ~is_thing)):
+            for name, values in (("pq", pq), ("sq", sq), ("rq", rq)):
+                result[name + suffix] = float(values[members].mean()) if members.any() else float("nan")
+        return {**result, "per_class": per_class}
+
+
+def _joint_counts(
+    true: torch.Tensor, true_ids: np.ndarray, predicted: torch.Tensor, predicted_ids: np.ndarray
+) -> np.ndarray:
+    """Pixels of each pair of ids, (2 + N, 2 + M) int64; the first two rows and columns are the ids -1 and 0."""
+    true, rows = _small_ids(true, true_ids, "reference")
+    predicted, columns = _small_ids(predicted, predicted_ids, "predicted")
+    num_rows, num_columns = int(rows[-1]) + 2, int(columns[-1]) + 2
+    joint = (true + 1).to(torch.int64).mul_(num_columns).add_(predicted + 1)
+    counts = torch.bincount(joint.flatten(), minlength=num_rows * num_columns).view(num_rows, num_columns).cpu().numpy()
+    table = counts[np.ix_(rows + 1, columns + 1)]
+    if table.sum() != joint.numel():
+        for whose, ids, others in (("reference", rows, counts.sum(1)), ("predicted", columns, counts.sum(0))):
+            unlisted = np.setdiff1d(others.nonzero()[0] - 1, ids)
+            if len(unlisted):
+                raise ValueError(
+                    f"the {whose} segmentation holds id {unlisted[0]}, which its segments_info has not; void is 0"
+                )
+    return table
+
+
+def _small_ids(segmentation: torch.Tensor, ids: np.ndarray, whose: str) -> tuple[torch.Tensor, np.ndarray]:
+    """The map with ids small enough for a table, and what they are now, -1 and 0 first."""
+    known = np.concatenate(([-1, 0], ids))
+    segmentation = segmentation.to(torch.int64)
+    low, high = (int(value) for value in segmentation.aminmax()) if segmentation.numel() else (0, 0)
+    if low < -1 or high > known[-1]:
+        raise ValueError(
+            f"the {whose} segmentation holds id {low if low < -1 else high}, which its segments_info has not; void is 0"
+        )
+    if known[-1] ** 2 <= LARGEST_TABLE:
+        return segmentation, known
+    keys = torch.from_numpy(known).to(segmentation.device)
+    position = torch.searchsorted(keys, segmentation)
+    if bool((keys[position] != segmentation).any()):
+        unlisted = int(segmentation[keys[position] != segmentation][0])
+        raise ValueError(f"the {whose} segmentation holds id {unlisted}, which its segments_info has not; void is 0")
+    return position - 1, np.arange(-1, len(known) - 1)
