@@ -38,6 +38,10 @@ def test_overrides_are_typed(recipe):
         ("model.checkpoint=null", "exactly one"),
         ("steps.more=1", "is a value, not a group"),
         ("steps", "not of the form key=value"),
+        ("data.train=3", r"data.train is 3; expected one of str, list\[str\]"),
+        ("data.class_groups={animal: cat}", r"data.class_groups.animal is 'cat'; expected list\[str\]"),
+        ("data.class_groups=animal", r"is 'animal'; expected one of 'supercategory', dict"),
+        ("data.task=object", "choose one of"),
         ("optimization=3", "expected keys and values"),
         ("optimization.ema_decay=1.0", r"in \[0, 1\)"),
     ],
@@ -45,6 +49,36 @@ def test_overrides_are_typed(recipe):
 def test_errors_name_key_and_remedy(recipe, override, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(recipe, [override])
+
+
+def test_a_split_or_several_and_groups_of_classes(recipe):
+    assert read_recipe(recipe, ["data.train=[panoptic, more]"]).data.train == ["panoptic", "more"]
+    assert read_recipe(recipe, ["data.class_groups=supercategory"]).data.class_groups == "supercategory"
+    groups = {"animal": ["cat", "dog"], "vehicle": ["car"]}
+    assert read_recipe(recipe, [f"data.class_groups={groups}"]).data.class_groups == groups
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "size").mkdir()
+    (tmp_path / "base.yaml").write_text(
+        "data: {root: a, train: b}\naugmentation: {short_edge: [1, 2], crop_size: [3, 4]}\n"
+        "model: {backbone: c, config: {num_queries: 5, dropout: 0.1}}\nsteps: 7\nbatch_size: 2\n"
+    )
+    (tmp_path / "size" / "large.yaml").write_text(
+        "base: ../base.yaml\naugmentation: {crop_size: [5, 6]}\nmodel: {config: {dropout: 0.0}}\nsteps: 8\n"
+    )
+    (tmp_path / "size" / "longer.yaml").write_text("base: large.yaml\nsteps: 9\n")
+    read = read_recipe(tmp_path / "size" / "longer.yaml", ["batch_size=3"])
+    assert (read.data.root, read.data.train, read.steps, read.batch_size) == ("a", "b", 9, 3)
+    assert (read.augmentation.short_edge, read.augmentation.crop_size) == ([1, 2], [5, 6])
+    assert read.model.config == {"num_queries": 5, "dropout": 0.0}
+
+    (tmp_path / "base.yaml").write_text("base: size/longer.yaml\n")
+    with pytest.raises(ValueError, match=r"in a circle: .*base\.yaml.*longer\.yaml.*large\.yaml.*base\.yaml"):
+        read_recipe(tmp_path / "base.yaml")
+    (tmp_path / "base.yaml").write_text("base: absent.yaml\n")
+    with pytest.raises(ValueError, match=r"no recipe at .*absent\.yaml, which .*base\.yaml is based on"):
+        read_recipe(tmp_path / "base.yaml")
 
 
 def test_missing_key_and_file(tmp_path):

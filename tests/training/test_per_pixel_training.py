@@ -50,10 +50,10 @@ def test_a_new_one_on_a_backbone(tiny_checkpoint, tmp_path):
     arguments = ModelArguments(
         backbone=str(tmp_path), architecture="per_pixel_baseline", config={**fields, "transformer_decoder": "detr"}
     )
-    model = build_model(arguments, {0: "a", 1: "b"})
+    model = build_model(arguments, {"id2label": {0: "a", 1: "b"}})
     assert type(model) is PerPixelBaseline
     assert model.config.num_queries == 2
     for name, weight in backbone.state_dict().items():
         assert torch.equal(model.model.backbone.body.state_dict()[name], weight), name
     with pytest.raises(ValueError, match=r"model\.config has no field transformer_decoders; did you mean"):
-        build_model(ModelArguments(backbone=str(tmp_path), config={"transformer_decoders": "detr"}), {0: "a"})
+        build_model(ModelArguments(backbone=str(tmp_path), config={"transformer_decoders": "detr"}), {})

@@ -15,9 +15,13 @@ class DataArguments:
     """Relative paths count from the working directory."""
 
     root: str
-    train: str = "train"  # folders below root
-    validation: str | None = "val"
+    train: str | list[str] = "train"  # a split, or several that are joined
+    validation: str | list[str] | None = "val"
+    format: str = "auto"  # a name in data.open.FORMATS; "auto" looks at the folder
+    task: Literal["semantic", "instance", "panoptic"] | None = None  # where the annotations can teach several
+    class_groups: Literal["supercategory"] | dict[str, list[str]] | None = None  # or the names in each group
     void_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["void", "background"] | None = None  # None: as the format means it
     cache: bool = False  # keep decoded photos in memory
     workers: int = 0  # processes that load data; 0 loads between steps
 
@@ -71,6 +75,7 @@ class Recipe:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     float32_modules: list[str] = field(default_factory=list)  # submodules that keep float32 under mixed precision
     channels_last: bool = False
+    void_masks: bool = False  # void pixels and crowds teach no mask, in place of being background of all
     seed: int = 0
     output_dir: str = "runs"
     log_every: int = 20
@@ -83,17 +88,11 @@ class Recipe:
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Reads a YAML recipe and applies overrides such as "optimization.learning_rate=2e-4" (the value is YAML).
 
+    A recipe may say `base: PATH`, relative to itself: it then is that recipe but for its own keys, group by group.
+
     Raises ValueError for a key that does not exist (naming the closest one), a missing key, a value of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no recipe at {path}; pass the path of a YAML file, such as those in recipes/")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
+    values = _read_values(Path(path), ())
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -104,6 +103,34 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     recipe = _build(Recipe, values, "")
     _check(recipe)
     return recipe
+
+
+def _read_values(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe and those it is based on say. `derived`: the recipes that are being read because of it."""
+    if not path.is_file():
+        wanted = f", which {derived[-1]} is based on" if derived else ""
+        raise ValueError(f"no recipe at {path}{wanted}; pass the path of a YAML file, such as those in recipes/")
+    if path.resolve() in derived:
+        chain = " -> ".join(str(recipe) for recipe in (*derived, path.resolve()))
+        raise ValueError(f"recipes are based on each other in a circle: {chain}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read_values(path.parent / str(base), (*derived, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        both_groups = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_groups else value
+    return merged
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
@@ -144,7 +171,15 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
-        return _convert(next(choice for choice in choices if choice is not type(None)), value, name)
+        choices = [choice for choice in choices if choice is not type(None)]
+        for choice in choices[:-1]:
+            try:
+                return _convert(choice, value, name)
+            except ValueError:
+                pass
+        if len(choices) > 1 and not isinstance(value, get_origin(choices[-1]) or choices[-1]):
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(_type_name, choices))}")
+        return _convert(choices[-1], value, name)
     if origin is Literal:
         # YAML reads an unquoted no as False.
         value = "no" if value is False and "no" in choices else value
@@ -154,6 +189,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin is list and isinstance(value, list):
         return [_convert(choices[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
+        return {key: _convert(choices[1], item, f"{name}.{key}") for key, item in value.items()}
+    if kind is Any:
         return value
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -164,7 +201,13 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return value
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    raise ValueError(f"{name} is {value!r}; expected {getattr(kind, '__name__', kind) if origin is None else kind}")
+    raise ValueError(f"{name} is {value!r}; expected {_type_name(kind)}")
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return kind.__name__ if get_origin(kind) is None else str(kind)
 
 
 def _check(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""From a recipe to a model and its image processor, and from those to a folder that `from_pretrained` loads."""
+"""From a recipe to data, a model and its image processor, and from those to a folder that `from_pretrained` loads."""
 
 import dataclasses
 import difflib
@@ -12,16 +12,49 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data import SegmentationDataset, open_dataset
 from ..inference import checkpoint_path
 from ..model_card import write_model_card
-from .arguments import ModelArguments, Recipe
-from .evaluation import write_json
+from .arguments import DataArguments, ModelArguments, Recipe
+from .evaluation import check_classes, write_json
 
 MODEL_TYPES = {"maskformer": "maskformer_hf", "per_pixel_baseline": "maskformer_hf_per_pixel"}
 
 
-def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Module:
-    """A new model on a pretrained backbone, or a checkpoint with its classes replaced by `id2label`."""
+def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The training data, and the data to measure on, if any, which must have the same classes."""
+    training, validation = (
+        open_dataset(
+            arguments.root,
+            split,
+            format=arguments.format,
+            task=arguments.task,
+            class_groups=arguments.class_groups,
+            void_classes=arguments.void_classes,
+            unlabelled=arguments.unlabelled,
+            cache=arguments.cache,
+        )
+        if split is not None
+        else None
+        for split in (arguments.train, arguments.validation)
+    )
+    assert training is not None, "read_recipe lets no recipe pass without it"
+    if validation is not None:
+        check_classes(training.id2label, validation.id2label, "the training data", "the validation data")
+    return training, validation
+
+
+def label_fields(dataset: SegmentationDataset) -> dict[str, Any]:
+    """The fields of a model's configuration that its data decide, unless the recipe does."""
+    names = {"id2label": dataset.id2label, "label2id": {name: index for index, name in dataset.id2label.items()}}
+    if dataset.task == "semantic":
+        # Which classes can be counted is not in its annotations: what a checkpoint knows of it is kept.
+        return {**names, "task": "semantic"}
+    return {**names, "task": dataset.task, "label_ids_to_fuse": list(dataset.label_ids_to_fuse)}
+
+
+def build_model(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
+    """A new model on a pretrained backbone, or a checkpoint with its classes replaced by those of `label_fields`."""
     from ..models.modeling_auto import MODEL_CLASSES, model_class_of
 
     checkpoint = None if arguments.checkpoint is None else checkpoint_path(arguments.checkpoint)
@@ -30,7 +63,6 @@ def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Modul
     else:
         model_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]]
     _check_fields(arguments.config, model_class.config_class, "model.config")
-    labels = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
     fields: dict[str, Any] = {**labels, **arguments.config}
     if checkpoint is not None:
         return model_class.from_pretrained(checkpoint, dtype=torch.float32, **fields)
@@ -38,15 +70,18 @@ def build_model(arguments: ModelArguments, id2label: dict[int, str]) -> nn.Modul
     return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
 
-def build_processor(arguments: ModelArguments) -> Any:
+def build_processor(arguments: ModelArguments, labels: dict[str, Any]) -> Any:
     from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 
     # Stuff is a fact about the classes, but both need it: the processor post-processes without seeing the model.
-    shared = {name: value for name, value in arguments.config.items() if name == "label_ids_to_fuse"}
+    shared = {name: value for name, value in {**labels, **arguments.config}.items() if name == "label_ids_to_fuse"}
     fields = {**shared, **arguments.image_processor}
-    if arguments.checkpoint is not None:
-        return MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint), **fields)
-    return MaskFormerHfImageProcessor(**fields)
+    if arguments.checkpoint is None:
+        return MaskFormerHfImageProcessor(**fields)
+    processor = MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint), **fields)
+    if processor.num_labels is not None:
+        processor.num_labels = len(labels["id2label"])
+    return processor
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, record: dict[str, Any]) -> None:

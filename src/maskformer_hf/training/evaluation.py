@@ -32,8 +32,9 @@ def evaluate(
         mixed_precision: "bf16" or "fp16" runs the forward under autocast.
         processes: (rank, count) shares the images out; every process must call.
 
-    Returns `MeanIoU.compute`'s figures, plus `images`, `seconds` and `images_per_second`. The model is put into
-    evaluation mode, and back into the mode it was in.
+    Returns `MeanIoU.compute`'s figures, plus `task`, `score_name` and `score` (the figure by which the best checkpoint is
+    kept), `images`, `seconds` and `images_per_second`. The model is put into evaluation mode, and back into the mode
+    it was in.
     """
     if task != "semantic":
         raise ValueError(f"task is {task!r}; only 'semantic' can be evaluated on a folder of class-id maps")
@@ -69,8 +70,12 @@ def evaluate(
     if count > 1:
         metric.reduce()
     seconds = time.perf_counter() - start
+    figures = metric.compute(dataset.id2label)
     return {
-        **metric.compute(dataset.id2label),
+        "task": task,
+        "score_name": "mean_iou",
+        "score": figures["mean_iou"],
+        **figures,
         "images": len(dataset),
         "seconds": seconds,
         "images_per_second": len(dataset) / seconds,

@@ -20,12 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import Collator, SampleStream, SegmentationDataset, SemanticFolder, augmentation
+from ..data import Collator, SampleStream, SegmentationDataset, augmentation
 from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
-from .building import build_model, build_processor, training_record, write_model
+from .building import build_model, build_processor, label_fields, open_data, training_record, write_model
 from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
-from .evaluation import check_classes, evaluate, format_table, write_json
+from .evaluation import evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
 from .step import training_step
 
@@ -54,19 +54,11 @@ def train(
     recipe = read_recipe(recipe_path, overrides)
     if output_dir is not None:
         recipe.output_dir = str(output_dir)
-    root = Path(recipe.data.root)
-    training_data = SemanticFolder(
-        root / recipe.data.train, void_classes=recipe.data.void_classes, cache=recipe.data.cache
-    )
-    validation_data = None
-    if recipe.data.validation is not None:
-        validation_data = SemanticFolder(
-            root / recipe.data.validation, void_classes=recipe.data.void_classes, cache=recipe.data.cache
-        )
-        check_classes(training_data.id2label, validation_data.id2label, "the training data", "the validation data")
+    training_data, validation_data = open_data(recipe.data)
+    labels = label_fields(training_data)
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
-    model = build_model(recipe.model, training_data.id2label)
-    return train_model(model, build_processor(recipe.model), training_data, validation_data, recipe, resume)
+    model = build_model(recipe.model, labels)
+    return train_model(model, build_processor(recipe.model, labels), training_data, validation_data, recipe, resume)
 
 
 def train_model(
@@ -217,7 +209,13 @@ def _batches(
         stream,
         batch_size=recipe.batch_size,
         num_workers=recipe.data.workers,
-        collate_fn=Collator(processor.image_mean, processor.image_std, processor.size_divisor, size=augment.crop_size),
+        collate_fn=Collator(
+            processor.image_mean,
+            processor.image_std,
+            processor.size_divisor,
+            size=augment.crop_size,
+            return_void_masks=recipe.void_masks,
+        ),
         pin_memory=accelerator.device.type == "cuda",
     )
     return iter(accelerator.prepare_data_loader(loader, device_placement=False))
@@ -256,9 +254,9 @@ def _evaluate_and_keep_best(
         processes=(accelerator.process_index, accelerator.num_processes),
         progress=accelerator.is_main_process,
     )
-    better = result["mean_iou"] > progress.best_score
+    better = result["score"] > progress.best_score
     if better:
-        progress.best_score = result["mean_iou"]
+        progress.best_score = result["score"]
     if accelerator.is_main_process:
         write_json(output_dir / "evaluation.json", {"step": progress.step, **result})
         if better:
@@ -350,7 +348,8 @@ class _Log:
         self.terms, self.steps, self.since = {}, 0, time.perf_counter()
 
     def evaluation(self, step: int, result: dict[str, Any]) -> None:
-        self._write({"step": step, **{f"val_{name}": value for name, value in result.items() if name != "per_class"}})
+        figures = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
+        self._write({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
         if self.accelerator.is_main_process:
             self._say(f"step {step}/{self.recipe.steps}, validation\n{format_table(result)}")
 
