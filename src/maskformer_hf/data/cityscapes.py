@@ -1,0 +1,77 @@
+"""Cityscapes (https://www.cityscapes-dataset.com): `leftImg8bit/` and `gtFine/` as they are unpacked.
+
+Nothing has to be prepared: classes are read from `*_labelIds.png`, objects from `*_instanceIds.png`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from .files import missing_files
+from .id_maps import NOTHING, UNKNOWN, IdMaps, Meaning, class_list
+from .sample import VOID, Task
+
+NUM_IDS = 34
+"""Ids 0 to 33 in the files. The 19 that are evaluated are in class_names.json, the others are void."""
+
+
+def is_cityscapes(root: Path, split: str) -> bool:
+    return (root / "leftImg8bit" / split).is_dir() and (root / "gtFine" / split).is_dir()
+
+
+def cityscapes(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
+    """Cityscapes' 19 classes (8 of them things, which alone are the classes of `task="instance"`).
+
+    In `*_instanceIds.png` an object is 1000 times its class plus a number. A thing's class without a number is a group
+    in which nobody told the objects apart: crowd. The ids that Cityscapes leaves out of its evaluation are void.
+
+    Args:
+        root: the folder that holds `leftImg8bit/` and `gtFine/`.
+        split: "train", "val", or a city such as "val/munster".
+        task: "semantic" if None.
+    """
+    task = task or "semantic"
+    kind = "labelIds" if task == "semantic" else "instanceIds"
+    root = Path(root)
+    photos = sorted((root / "leftImg8bit" / split).rglob("*_leftImg8bit.png"))
+    if not photos:
+        raise ValueError(f"{root / 'leftImg8bit' / split} holds no *_leftImg8bit.png; splits are train, val and test")
+    files = []
+    for photo in photos:
+        place = photo.relative_to(root / "leftImg8bit")
+        files.append((photo, root / "gtFine" / place.with_name(photo.name[:-15] + f"gtFine_{kind}.png")))
+    if missing := missing_files([str(path) for _, path in files]):
+        raise ValueError(f"{len(missing)} photos of {root} have no {kind}, first {missing[0]}; unpack gtFine there")
+    classes = [item for item in class_list("cityscapes_19") if task != "instance" or item[1]]
+    return IdMaps(
+        files,
+        _Meaning(task, classes),
+        task=task,
+        classes=[(name, bool(is_thing)) for name, is_thing, _ in classes],
+        known="one of Cityscapes' ids 0 to 33, or 1000 times such an id plus a number",
+    )
+
+
+class _Meaning:
+    """What the ids of a map mean."""
+
+    def __init__(self, task: Task, classes: list[tuple[str, bool | None, int]]) -> None:
+        self.label_of_id = np.full(NUM_IDS, VOID)
+        self.is_thing = np.zeros(NUM_IDS, dtype=bool)
+        if task == "instance":
+            for _, is_thing, source in class_list("cityscapes_19"):
+                self.label_of_id[source] = VOID if is_thing else NOTHING
+        for label, (_, is_thing, source) in enumerate(classes):
+            self.label_of_id[source] = label
+            self.is_thing[source] = bool(is_thing) and task != "semantic"
+
+    def __call__(self, values: np.ndarray) -> Meaning:
+        is_numbered = values >= 1000
+        ids = np.where(is_numbered, values // 1000, values)
+        is_known = ids < NUM_IDS
+        ids = np.minimum(ids, NUM_IDS - 1)
+        labels = np.where(is_known, self.label_of_id[ids], UNKNOWN)
+        # 255 is what some tools write for the licence plate, whose id is -1.
+        labels[values == 255] = VOID
+        is_thing = self.is_thing[ids] & is_known
+        return Meaning(labels, is_thing & is_numbered, is_thing & ~is_numbered)

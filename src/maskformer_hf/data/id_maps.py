@@ -1,0 +1,155 @@
+"""Photos with one map of ids each, for the sources that differ only in what an id means.
+
+Shapes: V different ids in a map, H W pixels.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .files import read_id_map, read_photo
+from .sample import VOID, Sample, Task
+
+NOTHING = -2
+"""The label of an id that is known to be no segment, such as the background of objects."""
+UNKNOWN = -3
+"""The label of an id that must not occur."""
+
+
+class Meaning(NamedTuple):
+    """What V ids stand for.
+
+    labels: (V,) int: a class, or `VOID`, `NOTHING`, `UNKNOWN`.
+    is_object: (V,) bool: the id is one object. All other ids of a class are one segment together.
+    is_crowd: (V,) bool.
+    """
+
+    labels: np.ndarray
+    is_object: np.ndarray
+    is_crowd: np.ndarray
+
+
+class IdMaps(Dataset[Sample]):
+    """Photos and maps of ids, decoded when asked for. Segments come in order of class, then id.
+
+    Args:
+        files: the paths of each photo and of its map, or maps.
+        meaning: the ids of one map, ascending (V,), to what they are.
+        classes: (name, whether a thing) in the order of the labels.
+        read_ids: from the path of each map of a photo to ids (H, W).
+        known: what an id may be, for the message about one that is something else.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, ...]],
+        meaning: Callable[[np.ndarray], Meaning],
+        *,
+        task: Task,
+        classes: Sequence[tuple[str, bool]],
+        known: str,
+        read_ids: Callable[..., np.ndarray] = read_id_map,
+    ) -> None:
+        from datasets import Dataset as ArrowDataset
+
+        self.task: Task = task
+        self.id2label: dict[int, str] = {label: name for label, (name, _) in enumerate(classes)}
+        self.label_ids_to_fuse: list[int] = [label for label, (_, is_thing) in enumerate(classes) if not is_thing]
+        if task == "semantic":
+            self.label_ids_to_fuse = list(self.id2label)
+        self.records = ArrowDataset.from_dict(
+            {
+                "image": [str(photo) for photo, *_ in files],
+                "maps": [[str(path) for path in maps] for _, *maps in files],
+            }
+        )
+        self._meaning = meaning
+        self._read_ids = read_ids
+        self._known = known
+
+    @property
+    def image_paths(self) -> list[str]:
+        return self.records["image"][:]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        ids_HW = self._read_ids(*record["maps"])
+        image = read_photo(record["image"], size=ids_HW.shape)
+        try:
+            return sample_from_ids(image, ids_HW, self._meaning, record["image"])
+        except UnknownIdError as error:
+            raise ValueError(f"{record['maps'][0]} holds id {error.args[0]}, which is not {self._known}") from error
+
+
+class UnknownIdError(ValueError):
+    """A map holds an id that means nothing; args[0] is the id."""
+
+
+def sample_from_ids(
+    image: tv_tensors.Image, ids_HW: np.ndarray, meaning: Callable[[np.ndarray], Meaning], name: str
+) -> Sample:
+    """The sample of a map in which every segment has ids of its own, none below 0."""
+    values, positions_HW = _present_ids(ids_HW)
+    labels, is_object, is_crowd = meaning(values)
+    if (labels == UNKNOWN).any():
+        raise UnknownIdError(int(values[labels == UNKNOWN][0]))
+    kept = labels >= 0
+    # By class, then by id; ids have at most 32 bits.
+    keys = (labels[kept].astype(np.int64) << 32) + np.where(is_object[kept], values[kept].astype(np.int64) + 1, 0)
+    _, first, segment_of_kept = np.unique(keys, return_index=True, return_inverse=True)
+    segment_of_value = np.zeros(len(values), dtype=np.int32)
+    segment_of_value[labels == VOID] = VOID
+    segment_of_value[kept] = segment_of_kept + 1
+    return {
+        "image": image,
+        "planes": tv_tensors.Mask(torch.from_numpy(segment_of_value[positions_HW])[None]),
+        "labels": torch.from_numpy(labels[kept][first].astype(np.int64)),
+        "is_crowd": torch.from_numpy(is_crowd[kept][first].astype(bool)),
+        "name": name,
+    }
+
+
+class ClassMeaning:
+    """One segment a class: for semantic maps. Ids that are not in `label_of_id` are `UNKNOWN`.
+
+    A class, like the other meanings: what worker processes are sent must be more than a function within a function.
+    """
+
+    def __init__(self, label_of_id: dict[int, int]) -> None:
+        # The last entry is that of all larger ids.
+        self.table = np.full(max(label_of_id) + 2, UNKNOWN)
+        self.table[list(label_of_id)] = list(label_of_id.values())
+
+    def __call__(self, values: np.ndarray) -> Meaning:
+        none = np.zeros(len(values), dtype=bool)
+        return Meaning(self.table[np.minimum(values, len(self.table) - 1)], none, none)
+
+
+@cache
+def class_list(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
+    """Name, whether a thing (None: unknown) and the data set's own id of each class, from class_names.json."""
+    lists = json.loads(Path(__file__).parent.with_name("class_names.json").read_text(encoding="utf-8"))
+    return tuple((name, None if thing is None else bool(thing), source) for name, thing, source in lists[dataset])
+
+
+def _present_ids(ids_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that occur, ascending (V,), and the place of each pixel's among them (H, W)."""
+    largest = int(ids_HW.max(initial=0))
+    if largest >= 1 << 20:
+        values, positions = np.unique(ids_HW, return_inverse=True)
+        return values, positions.reshape(ids_HW.shape)
+    # Counting takes a tenth of the time of the sort in numpy.unique.
+    values = np.flatnonzero(np.bincount(ids_HW.ravel(), minlength=1))
+    position_of_id = np.zeros(largest + 1, dtype=np.int32)
+    position_of_id[values] = np.arange(len(values))
+    return values, position_of_id[ids_HW]
