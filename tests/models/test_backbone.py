@@ -130,6 +130,15 @@ def test_other_strides_are_refused(backbone_config):
         build(backbone_config)(torch.randn(1, 3, 160, 160))
 
 
+def test_dilation_in_place_of_the_last_stride():
+    config = {"model_type": "timm_backbone", "backbone": "test_efficientnet", "output_stride": 16}
+    backbone = build(config)
+    assert backbone.strides == (4, 8, 16, 16)
+    with torch.no_grad():
+        sizes = [feature.shape[-1] for feature in backbone(torch.randn(1, 3, 160, 160))]
+    assert sizes == [40, 20, 10, 10]
+
+
 def transformers_classifier(config: dict) -> transformers.PreTrainedModel:
     return randomise(
         transformers.AutoModelForImageClassification.from_config(

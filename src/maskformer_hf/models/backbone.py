@@ -28,6 +28,7 @@ class Backbone(nn.Module):
     """
     Attributes:
         channels: Channels of the four feature maps, finest first.
+        strides: Their strides. `output_stride` of a timm backbone replaces strides of its last stages by dilation.
     """
 
     def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool):
@@ -35,6 +36,8 @@ class Backbone(nn.Module):
         self.freeze_batch_norm = freeze_batch_norm
         self.body: Any = AutoBackbone.from_config(config)
         self.channels = list(self.body.channels)
+        coarsest = getattr(config, "output_stride", None) or STRIDES[-1]
+        self.strides = tuple(min(stride, coarsest) for stride in STRIDES)
         if len(self.channels) != NUM_FEATURE_LEVELS:
             raise ValueError(
                 f"The backbone gives {len(self.channels)} feature maps ({self.channels} channels), but the pixel "
@@ -65,7 +68,7 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Feature maps (B, C_s, H/s, W/s) at strides s = 4, 8, 16, 32 for `pixel_values` (B, C, H, W)."""
+        """Feature maps (B, C_s, H/s, W/s) at `strides` s for `pixel_values` (B, C, H, W)."""
         if self.position_stride is not None:
             # Swin pads to whole patches itself, but resizes its position embeddings to the size before that.
             height, width = pixel_values.shape[-2:]
@@ -81,7 +84,7 @@ class Backbone(nn.Module):
 
     def _check_features(self, features: Sequence[torch.Tensor], height: int, width: int):
         """A vision transformer has one stride for all its maps, and some backbones announce other channels."""
-        for feature, channels, stride in zip(features, self.channels, STRIDES, strict=True):
+        for feature, channels, stride in zip(features, self.channels, self.strides, strict=True):
             # Some backbones round up and some down.
             sizes = zip(feature.shape[-2:], (height, width), strict=True)
             if feature.shape[1] == channels and all(abs(cells - size / stride) < 1 for cells, size in sizes):
@@ -89,7 +92,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"The {self.body.config.model_type!r} backbone gives a feature map of shape {tuple(feature.shape)} for "
                 f"an image of {height}x{width} pixels; the pixel decoder needs {channels} channels at stride {stride}. "
-                f"Choose a backbone with maps of strides {STRIDES}, or the right ones by `out_features` or "
+                f"Choose a backbone with maps of strides {self.strides}, or the right ones by `out_features` or "
                 "`out_indices` of `backbone_config`."
             )
 
