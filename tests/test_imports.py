@@ -23,7 +23,7 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 LAYERS = [
     {"cli", "__main__"},
     {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline"},
-    {"presets", "model_card"},
+    {"presets", "model_card", "tiles"},
     {"data", "metrics", "models"},
 ]
 # Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a

@@ -27,6 +27,8 @@ SEGMENT_EPILOG = """Examples:
 
   maskformer segment photo.jpg --json > segments.json
 
+  maskformer segment panorama.jpg --tile-size 640
+
   maskformer segment photo.jpg --checkpoint runs/mine/model --device cuda --dtype bfloat16"""
 
 TRAIN_EPILOG = """Examples:
@@ -149,6 +151,15 @@ def segment(
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", "-c", help="A bundled name, a folder, or a name on the Hugging Face Hub.")
     ] = "street",
+    tile_size: Annotated[
+        int | None,
+        typer.Option(
+            "--tile-size",
+            min=0,
+            help="Cut larger photos into overlapping tiles of so many pixels a side; 0 never cuts. As the checkpoint "
+            "says if not given.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -171,7 +182,9 @@ def segment(
         ):
             try:
                 image = read_image(photo)
-                [prediction] = predict(model, processor, image, task=task.value if task else None)
+                [prediction] = predict(
+                    model, processor, image, task=task.value if task else None, tile_size=tile_size, progress=True
+                )
                 record = _record(photo, picture, prediction)
                 if picture is not None:
                     drawing = draw_segmentation(image, prediction)

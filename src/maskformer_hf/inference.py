@@ -5,9 +5,8 @@ Shapes: B images, Q queries, K classes, N instances, H W pixels of the photo.
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from .models.post_processing import (
     per_pixel_segmentation,
     semantic_segmentation,
 )
+from .tiles import TileMerger, Window, scale_windows, tile_windows
 
 Task = Literal["semantic", "instance", "panoptic"]
 TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
@@ -49,7 +49,6 @@ DTYPES = {
 }
 
 
-@dataclass
 class Prediction:
     """What was found in one photo of H x W pixels. Tensors are on the CPU.
 
@@ -60,21 +59,53 @@ class Prediction:
             comes first; for instances the best score, and they have a `box` (left, top, right, bottom in pixels).
         segmentation: (H, W) int. Semantic: class ids, which are the segments' ids too. Panoptic: segment ids from 1,
             0 is void. None for instances.
-        masks: (N, H, W) bool for instances, which may overlap: `masks[i]` is `segments[i]`. None otherwise.
+        masks: (N, H, W) bool for instances, which may overlap: `masks[i]` is `segments[i]`. None otherwise. Of a photo
+            in tiles it is put together when asked for; `mask` gives one of thousands without the others.
     """
 
-    task: Task
-    size: tuple[int, int]
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    segmentation: torch.Tensor | None = None
-    masks: torch.Tensor | None = None
+    def __init__(
+        self,
+        task: Task,
+        size: tuple[int, int],
+        segments: list[dict[str, Any]] | None = None,
+        segmentation: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+        crops: list[torch.Tensor] | None = None,
+    ) -> None:
+        """`crops` may take the place of `masks`: of each segment what lies in its box, (height, width) bool."""
+        self.task = task
+        self.size = size
+        self.segments = segments or []
+        self.segmentation = segmentation
+        self._masks = masks
+        self._crops = crops
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.task!r}, {self.size}, {len(self.segments)} segments)"
+
+    @property
+    def masks(self) -> torch.Tensor | None:
+        if self._crops is None:
+            return self._masks
+        masks = torch.zeros((len(self.segments), *self.size), dtype=torch.bool)
+        for segment, mask in zip(self.segments, masks, strict=True):
+            self._paste(segment, mask)
+        return masks
 
     def mask(self, segment: dict[str, Any]) -> torch.Tensor:
         """The pixels of one of `segments`: (H, W) bool."""
-        if self.masks is not None:
-            return self.masks[segment["id"] - 1]
+        if self._crops is not None:
+            return self._paste(segment, torch.zeros(self.size, dtype=torch.bool))
+        if self._masks is not None:
+            return self._masks[segment["id"] - 1]
         assert self.segmentation is not None
         return self.segmentation == segment["id"]
+
+    def _paste(self, segment: dict[str, Any], mask_HW: torch.Tensor) -> torch.Tensor:
+        assert self._crops is not None
+        left, top, right, bottom = (int(side) for side in segment["box"])
+        mask_HW[top:bottom, left:right] = self._crops[segment["id"] - 1]
+        return mask_HW
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -162,6 +193,9 @@ def predict(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float | None = None,
     label_ids_to_fuse: Collection[int] | None = None,
+    max_instances: int | None = None,
+    tile_size: int | None = None,
+    tile_overlap: int | None = None,
     progress: bool = False,
 ) -> list[Prediction]:
     """Segment photos of any sizes, in the given order. An image gives the same answer alone or in company.
@@ -169,63 +203,124 @@ def predict(
     Only images which the processor pads to the same size share a batch, because more padding would change an answer.
     Images are read as they are needed; at most `batch_size` of each padded size are in memory.
 
+    A photo larger than `tile_size` is cut into overlapping tiles. The processor treats each as a photo of its own, so
+    the tiles of a photo of any size come at one scale, and its `size` says at which. What the tiles give becomes one
+    result of the photo (`tiles.py` says how), and memory does not grow with their number.
+
     Args:
         images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
         task: What the checkpoint was trained for (`config.task`) if None.
+        batch_size: Images, or tiles, that run together.
         target_sizes: The size of the photo, or a (height, width) for each image.
         threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or 0.5 (instance) if None.
         mask_threshold: Probability from which on a pixel belongs to a mask.
         overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones;
             `config.overlap_mask_area_threshold` if None.
         label_ids_to_fuse: Stuff classes, one panoptic segment each; `config.label_ids_to_fuse` if None.
-        progress: Show a progress bar.
+        max_instances: Of the best pairs of query and class, in an image or tile, so many can become instances; 100, or
+            the number of queries if that is larger, if None.
+        tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size` if None, which travels
+            with a checkpoint, and unless set never cuts.
+        tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider
+            is complete in one tile. `processor.tile_overlap` if None, or else a quarter of `tile_size`.
+        progress: Show a progress bar: of the images if there are several, and of the tiles of each.
 
     Raises:
         ValueError: An image that cannot be read, an unknown task, as many `target_sizes` as there are images not given.
     """
-    if isinstance(images, str | Path | Image.Image | np.ndarray | torch.Tensor):
+    single = isinstance(images, str | Path | Image.Image | np.ndarray | torch.Tensor)
+    if single:
         images = [images]
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    task = check_task(task, model)
+    tile_size, tile_overlap = _tile_options(processor, tile_size, tile_overlap)
     options = {
-        "task": check_task(task, model),
+        "task": task,
         "threshold": threshold,
         "mask_threshold": mask_threshold,
         "overlap_mask_area_threshold": overlap_mask_area_threshold,
         "label_ids_to_fuse": label_ids_to_fuse,
+        "max_instances": max_instances,
     }
     results: dict[int, Prediction] = {}
-    waiting: dict[torch.Size, list[tuple[int, dict[str, torch.Tensor], tuple[int, int]]]] = {}
+    unfinished: dict[int, tuple[TileMerger, set[int]]] = {}
+    waiting: dict[torch.Size, list[_Input]] = {}
 
-    def run(batch: list[tuple[int, dict[str, torch.Tensor], tuple[int, int]]]):
-        outputs = forward_batch(model, [inputs for _, inputs, _ in batch])
-        sizes = [size for _, _, size in batch]
-        for (index, _, _), prediction in zip(
-            batch, outputs_to_predictions(model, outputs, sizes, **options), strict=True
-        ):
-            results[index] = prediction
+    def run(batch: list[_Input]):
+        outputs = forward_batch(model, [item.inputs for item in batch])
+        sizes = [item.size for item in batch]
+        for item, prediction in zip(batch, outputs_to_predictions(model, outputs, sizes, **options), strict=True):
+            if item.tile is None:
+                results[item.image] = prediction
+                continue
+            merger, missing = unfinished[item.image]
+            merger.add(item.tile, prediction.segments, prediction.segmentation, prediction.masks)
+            missing.remove(item.tile)
+            if not missing:
+                del unfinished[item.image]
+                segments, segmentation, crops = merger.result()
+                results[item.image] = Prediction(task, merger.size, segments, segmentation, crops=crops)
 
     was_training = model.training
     model.eval()
     try:
-        for index, source in enumerate(tqdm(images, desc="Segmenting", unit="image", disable=not progress)):
+        for index, source in enumerate(tqdm(images, desc="Segmenting", unit="image", disable=not progress or single)):
             image = read_image(source, model.config.num_channels)
-            size = image_size(image, model.config.num_channels)
+            photo_size = image_size(image, model.config.num_channels)
+            size = photo_size
             if target_sizes != "original":
                 if index >= len(target_sizes):
                     raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")
                 height, width = target_sizes[index]
                 size = (int(height), int(width))
-            inputs = processor.preprocess([image], return_tensors="pt")
-            batch = waiting.setdefault(inputs["pixel_values"].shape, [])
-            batch.append((index, dict(inputs), size))
-            if len(batch) == batch_size:
-                run(waiting.pop(inputs["pixel_values"].shape))
+            windows = tile_windows(photo_size, tile_size, tile_overlap) if tile_size else []
+            if len(windows) > 1:
+                targets = scale_windows(windows, photo_size, size)
+                stuff = model.config.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+                unfinished[index] = TileMerger(task, targets, stuff or ()), set(range(len(windows)))
+                parts = [
+                    (tile, window, (target.bottom - target.top, target.right - target.left))
+                    for tile, (window, target) in enumerate(zip(windows, targets, strict=True))
+                ]
+            else:
+                parts = [(None, None, size)]
+            hidden = not progress or len(parts) == 1
+            for tile, window, target in tqdm(parts, desc="Tiles", unit="tile", leave=single, disable=hidden):
+                part = image if window is None else _crop_image(image, window, model.config.num_channels)
+                inputs = processor.preprocess([part], return_tensors="pt")
+                batch = waiting.setdefault(inputs["pixel_values"].shape, [])
+                batch.append(_Input(index, tile, dict(inputs), target))
+                if len(batch) == batch_size:
+                    run(waiting.pop(inputs["pixel_values"].shape))
         for batch in waiting.values():
             run(batch)
     finally:
         model.train(was_training)
     return [results[index] for index in range(len(results))]
+
+
+class _Input(NamedTuple):
+    """An image, or a tile of it, that waits for a batch; `size` is that of its result."""
+
+    image: int
+    tile: int | None
+    inputs: dict[str, torch.Tensor]
+    size: tuple[int, int]
+
+
+def _tile_options(processor: Any, tile_size: int | None, tile_overlap: int | None) -> tuple[int, int]:
+    """Size and overlap of tiles, from the processor if None; 0 is no tiles."""
+    if tile_size is None:
+        tile_size = getattr(processor, "tile_size", None) or 0
+        tile_overlap = getattr(processor, "tile_overlap", None) if tile_overlap is None else tile_overlap
+    if tile_size < 0:
+        raise ValueError(f"`tile_size` is {tile_size}: give the side of a tile in pixels, or 0 for no tiles.")
+    if tile_overlap is None:
+        tile_overlap = tile_size // 4
+    if not 0 <= 2 * tile_overlap <= tile_size and tile_size:
+        raise ValueError(f"`tile_overlap` is {tile_overlap}: it must be 0 to {tile_size // 2}, half of `tile_size`.")
+    return tile_size, tile_overlap
 
 
 def check_task(task: str | None, model: Model) -> Task:
@@ -284,6 +379,17 @@ def image_size(image: Image.Image | np.ndarray | torch.Tensor, num_channels: int
     )
 
 
+def _crop_image(
+    image: Image.Image | np.ndarray | torch.Tensor, window: Window, num_channels: int
+) -> Image.Image | np.ndarray | torch.Tensor:
+    """A part of what `read_image` gives."""
+    if isinstance(image, Image.Image):
+        return image.crop((window.left, window.top, window.right, window.bottom))
+    rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
+    channels_last = image.ndim == 2 or tuple(image.shape[:2]) == image_size(image, num_channels)
+    return image[rows, columns] if channels_last else image[:, rows, columns]
+
+
 def forward_batch(model: Model, inputs: Sequence[dict[str, torch.Tensor]]) -> Any:
     """Run images of one padded size: `pixel_values` (1, C, H, W) and `pixel_mask` (1, H, W) each."""
     pixel_values = torch.cat([item["pixel_values"] for item in inputs])
@@ -309,6 +415,7 @@ def outputs_to_predictions(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float | None = None,
     label_ids_to_fuse: Collection[int] | None = None,
+    max_instances: int | None = None,
 ) -> list[Prediction]:
     """What `predict` makes of model outputs; the options are its."""
     config = model.config
@@ -322,14 +429,13 @@ def outputs_to_predictions(
     )
     predictions = []
     for class_logits, mask_logits, geometry in zip(*images, image_geometries(outputs, target_sizes), strict=True):
-        prediction = Prediction(task, geometry.target_size)
+        masks = None
         if task == "semantic":
             if class_logits is None:
                 segmentation = per_pixel_segmentation(mask_logits, geometry)
             else:
                 segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
             records = _semantic_segments(class_logits, mask_logits, geometry, segmentation)
-            prediction.segmentation = segmentation.cpu()
         elif task == "panoptic":
             segmentation, records = panoptic_segmentation(
                 class_logits,
@@ -343,7 +449,6 @@ def outputs_to_predictions(
                 label_ids_to_fuse=label_ids_to_fuse,
             )
             records.sort(key=lambda record: -record["area"])
-            prediction.segmentation = segmentation.cpu()
         else:
             instances = instance_segmentation(
                 class_logits,
@@ -351,23 +456,24 @@ def outputs_to_predictions(
                 geometry,
                 threshold=0.5 if threshold is None else threshold,
                 mask_threshold=mask_threshold,
+                top_k=max(100, len(class_logits)) if max_instances is None else max_instances,
                 excluded_label_ids=label_ids_to_fuse,
             )
-            prediction.masks = instances.masks.cpu()
+            segmentation, masks = None, instances.masks.cpu()
             records = [
                 {"id": index, "label_id": label_id, "score": score, "area": area, "box": box}
                 for index, (label_id, score, area, box) in enumerate(
                     zip(
                         instances.labels.tolist(),
                         instances.scores.tolist(),
-                        instances.masks.sum((1, 2)).tolist(),
+                        instances.areas.tolist(),
                         instances.boxes.tolist(),
                         strict=True,
                     ),
                     start=1,
                 )
             ]
-        prediction.segments = [
+        segments = [
             {
                 "id": record["id"],
                 "label_id": record["label_id"],
@@ -378,7 +484,8 @@ def outputs_to_predictions(
             }
             for record in records
         ]
-        predictions.append(prediction)
+        segmentation = None if segmentation is None else segmentation.cpu()
+        predictions.append(Prediction(task, geometry.target_size, segments, segmentation, masks))
     return predictions
 
 

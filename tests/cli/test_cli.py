@@ -130,6 +130,16 @@ def test_options_that_change_the_answer(segment, photo_paths):
     assert [entry["score"] for entry in default[0]["segments"]] != [entry["score"] for entry in half[0]["segments"]]
 
 
+def test_a_large_photo_is_cut_into_tiles(segment, photo_paths):
+    whole = segment(photo_paths[0], "--json", "--task", "semantic")
+    tiled = segment(photo_paths[0], "--json", "--task", "semantic", "--tile-size", 200)
+    assert "Tiles: 100%" in tiled.stderr
+    assert whole.stderr == ""
+    [one], [other] = json.loads(whole.stdout), json.loads(tiled.stdout)
+    assert (one["height"], one["width"]) == (other["height"], other["width"])
+    assert sum(entry["area"] for entry in other["segments"]) == one["height"] * one["width"]
+
+
 MISTAKES = {
     "no such file": (["nothing.jpg"], "no file 'nothing.jpg'"),
     "an empty folder": (["empty"], "'empty' holds no images"),

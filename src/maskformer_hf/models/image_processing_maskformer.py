@@ -78,6 +78,11 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
         Stuff: classes of which a picture has one segment at most. Default of the post-processing functions.
     return_void_masks (`bool`, *optional*, defaults to `False`):
         Whether `void_masks` come with the targets: where an image belongs to nothing, for losses that leave it out.
+    tile_size (`int`, *optional*):
+        Side in pixels of the tiles into which `maskformer_hf.predict` cuts larger images; the processor itself never
+        cuts. None or 0 is no tiles.
+    tile_overlap (`int`, *optional*):
+        Least number of pixels that neighbouring tiles share, at most half of `tile_size`; a quarter of it if None.
     """
 
     ignore_index: int | None
@@ -87,6 +92,8 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     round_to_divisor: bool
     label_ids_to_fuse: list[int] | None
     return_void_masks: bool
+    tile_size: int | None
+    tile_overlap: int | None
 
 
 class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
@@ -114,6 +121,8 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
     round_to_divisor = False
     label_ids_to_fuse = None
     return_void_masks = False
+    tile_size = None
+    tile_overlap = None
 
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
         requires_backends(self, "torchvision")
