@@ -1,6 +1,7 @@
 """Where training images and their targets come from: readers, augmentation, collation."""
 
 from .augment import augmentation
+from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
 from .collate import Batch, Collator
 from .instance_folder import InstanceFolder
 from .open import FORMATS, open_dataset
@@ -22,6 +23,9 @@ __all__ = [
     "FORMATS",
     "VOID",
     "Batch",
+    "CocoInstances",
+    "CocoInstancesAndStuff",
+    "CocoPanoptic",
     "Collator",
     "InstanceFolder",
     "Problem",

@@ -4,10 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from .ade20k import ade20k, is_ade20k
+from .cityscapes import cityscapes, is_cityscapes
+from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
+from .coco_json import json_kind
+from .color_folder import color_folder, is_color_folder
 from .instance_folder import InstanceFolder
+from .labelme import is_labelme, labelme
+from .mapillary import is_mapillary, mapillary
 from .sample import SegmentationDataset, Task
 from .semantic_folder import SemanticFolder
 from .views import Cached, Unlabelled, concatenate, regroup
+from .yolo import is_yolo, yolo
 
 
 class Format(NamedTuple):
@@ -28,16 +36,99 @@ def _has_folders(*names: str) -> Callable[[Path, str], bool]:
     return lambda root, split: all((root / split / name).is_dir() for name in names)
 
 
+def _is_semantic_folder(root: Path, split: str) -> bool:
+    # Folders of the same names hold YOLO's txt files, or maps of colours.
+    labels = root / split / "labels"
+    return (
+        (root / split / "images").is_dir()
+        and labels.is_dir()
+        and next(labels.glob("*.png"), None) is not None
+        and not is_color_folder(root, split)
+        and not is_mapillary(root, split)
+    )
+
+
+def _json_places(root: Path, split: str, kind: str) -> list[Path]:
+    folders = (root, root / "annotations")
+    names = (split, f"{split}.json", f"{kind}_{split}.json", f"{split}/_annotations.coco.json", f"{split}/{kind}.json")
+    return [folder / name for folder in folders for name in names]
+
+
+def _json(root: Path, split: str, kind: str) -> Path:
+    places = _json_places(root, split, kind)
+    found = [path for path in places if path.is_file() and json_kind(path) == kind]
+    if not found:
+        looked_for = ", ".join(str(path) for path in places)
+        raise ValueError(
+            f"no COCO {kind} json for split {split!r}: looked for {looked_for}; {root} holds {_listing(root)}"
+        )
+    return found[0]
+
+
+def _has_json(kind: str) -> Callable[[Path, str], bool]:
+    return lambda root, split: any(
+        path.is_file() and json_kind(path) == kind for path in _json_places(root, split, kind)
+    )
+
+
+def _open_instances_and_stuff(root: Path, split: str, task: Task | None) -> SegmentationDataset:
+    path = _json(root, split, "instances")
+    # instances_train2017.json -> train2017
+    end = path.stem.split("_", 1)[-1]
+    names = (f"semantic_{end}", f"semantic/{end}", f"stuffthingmaps/{end}", "semantic")
+    places = [folder / name for folder in (path.parent, root) for name in names]
+    found = [folder for folder in places if folder.is_dir() and any(folder.glob("*.png"))]
+    if not found:
+        looked_for = ", ".join(str(folder) for folder in dict.fromkeys(places))
+        raise ValueError(f"no folder of semantic PNGs for {path}: looked for {looked_for}")
+    return CocoInstancesAndStuff(path, found[0])
+
+
 FORMATS: dict[str, Format] = {
     "semantic_folder": Format(
         "SPLIT/images/ and SPLIT/labels/ (PNGs of class ids), classes.txt there or above",
-        _has_folders("images", "labels"),
+        _is_semantic_folder,
         lambda root, split, task: SemanticFolder(root / split),
     ),
     "instance_folder": Format(
         "SPLIT/images/ and SPLIT/instances/ (PNGs of object ids)",
-        _has_folders("images", "instances"),
+        lambda root, split: not is_mapillary(root, split) and _has_folders("images", "instances")(root, split),
         lambda root, split, task: InstanceFolder(root / split),
+    ),
+    "coco_instances": Format(
+        "SPLIT.json or instances_SPLIT.json with images, annotations and categories, in the folder or annotations/; "
+        "SPLIT/_annotations.coco.json",
+        _has_json("instances"),
+        lambda root, split, task: CocoInstances(_json(root, split, "instances")),
+    ),
+    "coco_panoptic": Format(
+        "SPLIT.json or panoptic_SPLIT.json with segments_info, in the folder or annotations/, PNGs next to it in a "
+        "folder of its name",
+        _has_json("panoptic"),
+        lambda root, split, task: CocoPanoptic(_json(root, split, "panoptic")),
+    ),
+    "coco_instances_and_stuff": Format(
+        "only if asked for: a json as for coco_instances, semantic PNGs in semantic_SPLIT/, semantic/SPLIT/, "
+        "stuffthingmaps/SPLIT/ or semantic/",
+        None,
+        _open_instances_and_stuff,
+    ),
+    "color_folder": Format(
+        "SPLIT/images/ and SPLIT/labels/ (PNGs of colours), or SPLIT/ and SPLIT_labels/, and class_dict.csv or "
+        "classes.txt with a colour a class",
+        is_color_folder,
+        lambda root, split, task: color_folder(root, split),
+    ),
+    "ade20k": Format("images/SPLIT/, annotations/SPLIT/ and objectInfo150.txt", is_ade20k, ade20k),
+    "cityscapes": Format("leftImg8bit/SPLIT/ and gtFine/SPLIT/", is_cityscapes, cityscapes),
+    "mapillary": Format("config.json, SPLIT/images/ and SPLIT/labels/", is_mapillary, mapillary),
+    "yolo": Format(
+        "a YAML file with names, or txt files in SPLIT/labels/ or labels/SPLIT/",
+        is_yolo,
+        lambda root, split, task: yolo(root, split),
+    ),
+    "labelme": Format(
+        "json files with shapes and imagePath in SPLIT/", is_labelme, lambda root, split, task: labelme(root, split)
     ),
 }
 

@@ -1,0 +1,120 @@
+"""COCO's run lengths: from polygons, checked, and decoded. A mask's pixels are counted column by column."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .records import ProblemCounter
+
+FARTHEST = 1_000_000
+"""Pixels. pycocotools walks along a polygon's edges step by step, and never ends where a coordinate is not a number."""
+
+Window = tuple[slice, slice]
+
+
+def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problems: ProblemCounter) -> bytes | None:
+    """COCO's compressed run lengths of an annotation; None, and a problem noted, if it marks no pixel."""
+    from pycocotools import mask as run_lengths
+
+    if not segmentation:
+        problems.add("annotation without segmentation", where)
+        return None
+    if isinstance(segmentation, dict):
+        counts = _checked(segmentation, size, where)
+    else:
+        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        usable = []
+        for polygon in polygons:
+            if len(polygon) < 6 or len(polygon) % 2:
+                problems.add("polygon of less than three points, or with an odd number of coordinates", where)
+            elif not all(math.isfinite(value) and abs(value) < FARTHEST for value in polygon):
+                problems.add(f"polygon with a coordinate that is no number, or beyond {FARTHEST}", where)
+            else:
+                usable.append(polygon)
+        if not usable:
+            return None
+        merged: Any = run_lengths.merge(run_lengths.frPyObjects(usable, *size))
+        counts = merged["counts"]
+    encoded: Any = {"size": size, "counts": counts}
+    if not run_lengths.area(encoded):
+        problems.add("annotation that covers no pixel of its image", where)
+        return None
+    return counts
+
+
+def planes_from_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+    """Planes (P, H, W) int32 of masks that may overlap, given as COCO's compressed run lengths; see `Sample`.
+
+    Each mask goes to the first plane with room. One at a time, so that memory does not grow with their number.
+    """
+    planes = [np.zeros(size, dtype=np.int32)]
+    for number, (window, inside) in enumerate(decode_run_lengths(counts, size), start=1):
+        for plane_HW in planes:
+            if not plane_HW[window][inside].any():
+                break
+        else:
+            plane_HW = np.zeros(size, dtype=np.int32)
+            planes.append(plane_HW)
+        plane_HW[window][inside] = number
+    return np.stack(planes)
+
+
+def decode_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> Iterator[tuple[Window, np.ndarray]]:
+    """Of each mask its bounding box, and which pixels of that box it has, (h, w) bool."""
+    from pycocotools import mask as run_lengths
+
+    for item in counts:
+        encoded: Any = {"size": size, "counts": item}
+        x, y, width, height = run_lengths.toBbox(encoded).astype(int).tolist()
+        window = (slice(y, y + height), slice(x, x + width))
+        yield window, run_lengths.decode(encoded)[window].astype(bool)
+
+
+def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> bytes:
+    from pycocotools import mask as run_lengths
+
+    if "counts" not in segmentation:
+        raise ValueError(f"{where} has a segmentation without counts; its keys are {sorted(segmentation)}")
+    counts = segmentation["counts"]
+    stated = tuple(segmentation.get("size", size))
+    if stated != size:
+        raise ValueError(f"{where} has run lengths for {stated} (height, width), but its image is {size}")
+    if isinstance(counts, str | bytes):
+        compressed = counts.encode() if isinstance(counts, str) else counts
+        lengths = _decompressed(compressed)
+    else:
+        lengths = np.asarray(counts, dtype=np.int64)
+        compressed = None
+    # pycocotools does not check, and gives whatever is in memory for the pixels that are missing.
+    if lengths is None or (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
+        total = "no valid numbers" if lengths is None else f"a sum of {lengths.sum()}"
+        raise ValueError(f"{where} has run lengths with {total}, but its image has {size[0]} x {size[1]} pixels")
+    if compressed is None:
+        encoded: Any = run_lengths.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
+        return encoded["counts"]
+    return compressed
+
+
+def _decompressed(compressed: bytes) -> np.ndarray | None:
+    """Run lengths from COCO's text; None if it is no such text.
+
+    Six bits a character, from "0" on: five count, one says that more follow. From the fourth number on, each is the
+    difference to the one two before.
+    """
+    characters = np.frombuffer(compressed, dtype=np.uint8).astype(np.int64) - 48
+    if not len(characters) or characters.min() < 0 or characters.max() > 63 or characters[-1] & 0x20:
+        return None
+    is_last = (characters & 0x20) == 0
+    starts = np.concatenate(([0], np.flatnonzero(is_last)[:-1] + 1))
+    lengths = np.diff(np.append(starts, len(characters)))
+    if lengths.max() > 12:
+        return None
+    places = np.arange(len(characters)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((characters & 0x1F) << (5 * places), starts)
+    # The last character's highest bit is the sign.
+    numbers -= ((characters[is_last] & 0x10) > 0).astype(np.int64) << (5 * lengths)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
