@@ -1,0 +1,141 @@
+"""Photos with outlined objects, for the sources that differ only in how they write an outline down.
+
+Shapes: N segments, H W pixels.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .run_lengths import decode_run_lengths, planes_from_run_lengths
+from .sample import VOID, Problem, Sample, Task
+
+
+class Polygons(Dataset[Sample]):
+    """Photos and outlines, kept as numbers in an Arrow table and drawn when asked for. What is outlined by nothing is
+    background.
+
+    Args:
+        records: one a photo, see `record`.
+        names: the classes.
+        shares: coordinates are shares of width and height, not pixels.
+        problems: what was left out of the records.
+    """
+
+    task: Task = "instance"
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        *,
+        shares: bool = False,
+        problems: Sequence[Problem] = (),
+    ) -> None:
+        import datasets
+        from datasets import List, Value
+
+        self.id2label: dict[int, str] = dict(enumerate(names))
+        self.label_ids_to_fuse: list[int] = []
+        self.problems = list(problems)
+        self.shares = shares
+        self.records = datasets.Dataset.from_list(
+            list(records),
+            features=datasets.Features(
+                {
+                    "image": Value("string"),
+                    "file": Value("string"),
+                    "size": List(Value("int32")),
+                    "labels": List(Value("int32")),
+                    "polygons": List(List(List(Value("float64")))),
+                    "masks": List(Value("string")),
+                }
+            ),
+        )
+
+    @property
+    def image_paths(self) -> list[str]:
+        return self.records["image"][:]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        photo = self.read_photo(record)
+        height, width = photo.shape[-2:]
+        if record["size"] and record["size"] != [height, width]:
+            raise ValueError(
+                f"{record['image']} is {(height, width)} (height, width), but {record['file']} outlines a photo of "
+                f"{tuple(record['size'])}; resize both together"
+            )
+        scale = np.array([width, height]) if self.shares else np.ones(2)
+        counts = [
+            draw([np.reshape(part, (-1, 2)) * scale for part in parts], [mask] if mask else [], (height, width))
+            for parts, mask in zip(record["polygons"], record["masks"], strict=True)
+        ]
+        return sample_from_run_lengths(photo, counts, record["labels"], [False] * len(counts), record["image"])
+
+    def read_photo(self, record: dict[str, Any]) -> tv_tensors.Image:
+        return read_turned_photo(record["image"])
+
+
+def record(image: str, file: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A photo without objects. For each object, add one entry to each of the three lists.
+
+    image: path of the photo. file: path of the annotations. size: (height, width) that these are for.
+    labels: class, or `VOID` for a region of which nothing is known. polygons: the parts of the object, each x, y, x, y,
+    ... masks: what is besides them, in COCO's run lengths; "" for nothing.
+    """
+    return {"image": image, "file": file, "size": list(size or ()), "labels": [], "polygons": [], "masks": []}
+
+
+def draw(parts: Sequence[np.ndarray], masks: Sequence[str], size: tuple[int, int]) -> bytes:
+    """The union of polygons (each (points, 2), in pixels) and of run lengths, as COCO draws it, in run lengths."""
+    from pycocotools import mask
+
+    # Three points or more each: four numbers would be a box to pycocotools.
+    runs: list[Any] = list(mask.frPyObjects([part.ravel().tolist() for part in parts], *size)) if len(parts) else []
+    runs += [{"size": list(size), "counts": counts} for counts in masks]
+    return cast(bytes, mask.merge(runs)["counts"])
+
+
+def sample_from_run_lengths(
+    image: tv_tensors.Image, counts: Sequence[bytes], labels: Sequence[int], is_crowd: Sequence[bool], name: str
+) -> Sample:
+    """The sample of N masks that may overlap. One labelled `VOID` makes its pixels void where nothing else is."""
+    size = (image.shape[-2], image.shape[-1])
+    kept = [index for index, label in enumerate(labels) if label != VOID]
+    planes_PHW = planes_from_run_lengths([counts[index] for index in kept], size)
+    void = [item for item, label in zip(counts, labels, strict=True) if label == VOID]
+    for window, inside in decode_run_lengths(void, size):
+        inside = inside & (planes_PHW[:, *window] == 0).all(0)
+        planes_PHW[0][window][inside] = VOID
+    return {
+        "image": image,
+        "planes": tv_tensors.Mask(torch.from_numpy(planes_PHW)),
+        "labels": torch.tensor([labels[index] for index in kept], dtype=torch.int64),
+        "is_crowd": torch.tensor([is_crowd[index] for index in kept], dtype=torch.bool),
+        "name": name,
+    }
+
+
+def read_turned_photo(source: str | Path | bytes, name: str = "") -> tv_tensors.Image:
+    """Decodes a photo to (3, H, W) uint8 RGB, turned as EXIF says: as the tools show it in which outlines are drawn.
+
+    Args:
+        source: path, or the bytes of a file, whose name in messages is then `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as photo:
+            image_HWC = np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{name or source} cannot be read: {error}") from error
+    return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())

@@ -1,0 +1,167 @@
+"""YOLO's segmentation labels: one txt a photo, one object a line: class x y x y ... in shares of width and height."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .files import IMAGE_SUFFIXES
+from .polygons import Polygons, record
+
+SPLITS = {"val": "valid", "valid": "val"}
+"""Roboflow's data.yaml calls the validation split "val" and its folder "valid"."""
+
+
+def is_yolo(root: Path, split: str) -> bool:
+    """Whether there is a YAML file with names, or a folder of txt labels."""
+    if _description(root)[1] is not None:
+        return True
+    folders = (root / split / "labels", root / "labels" / split)
+    return any(next(folder.glob("*.txt"), None) is not None for folder in folders if folder.is_dir())
+
+
+def yolo(root: str | Path, split: str) -> Polygons:
+    """A data set in Ultralytics' layout, with masks.
+
+    The classes are `names` of data.yaml (a list, or a mapping of ids to names) or the lines of `classes.txt`. Labels
+    lie in `labels/` as their photos do in `images/`, or beside them. A photo without a txt, or with an empty one, has
+    no object. A class that is not named, a line with a box and no outline, and coordinates beyond the photo are errors.
+
+    Args:
+        root: folder with data.yaml, or with `images/` and `labels/`.
+        split: a key of data.yaml ("train", "val"), or a folder: `images/SPLIT` or `SPLIT/images`.
+    """
+    root = Path(root)
+    path, description = _description(root)
+    names = _class_names(root, path, description)
+    photos = sorted(
+        photo
+        for place in _places(root, path, description, split)
+        for photo in (_listed(place) if place.suffix == ".txt" else place.rglob("*"))
+        if photo.suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not photos:
+        raise ValueError(f"split {split!r} of {root} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")
+    numbers = {file_id: label for label, file_id in enumerate(names)}
+    records, found = [], 0
+    for photo in photos:
+        labels = _labels_path(photo)
+        entry = record(str(photo), str(labels))
+        if labels.is_file():
+            found += 1
+            for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+                if line.strip():
+                    _read_line(line.split(), entry, numbers, f"{labels}, line {number}")
+        records.append(entry)
+    if not found:
+        raise ValueError(
+            f"none of the {len(photos)} images of split {split!r} has labels, such as {_labels_path(photos[0])}; "
+            "labels/ must lie beside images/"
+        )
+    return Polygons(records, list(names.values()), shares=True)
+
+
+def _read_line(fields: list[str], entry: dict[str, Any], numbers: dict[int, int], where: str) -> None:
+    try:
+        file_id, coordinates = int(fields[0]), [float(field) for field in fields[1:]]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; expected class x y x y ... in shares of width and height") from error
+    if file_id not in numbers:
+        raise ValueError(
+            f"{where} has class {file_id}; the classes are {sorted(numbers)}. Add its name, or drop the line"
+        )
+    if len(coordinates) == 4:
+        raise ValueError(
+            f"{where} is a box: detection labels have no masks. Export the data for segmentation, where outlines have "
+            "three points or more"
+        )
+    if len(coordinates) < 6 or len(coordinates) % 2:
+        raise ValueError(
+            f"{where} has {len(coordinates)} coordinates; an outline has an x and a y of three points or more"
+        )
+    # A little beyond the edge is rounding, or an object that goes on there.
+    if not all(-0.1 <= value <= 1.1 for value in coordinates):
+        value = next(value for value in coordinates if not -0.1 <= value <= 1.1)
+        remedy = "" if math.isnan(value) else ": divide x by the width of the photo and y by its height"
+        raise ValueError(f"{where} has coordinate {value}; they are shares between 0 and 1{remedy}")
+    entry["labels"].append(numbers[file_id])
+    entry["polygons"].append([[min(max(value, 0.0), 1.0) for value in coordinates]])
+    entry["masks"].append("")
+
+
+def _labels_path(photo: Path) -> Path:
+    """`labels/` in place of the last `images` of the path."""
+    parts = list(photo.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _description(root: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Path and content of the YAML file that names the classes; None where there is none."""
+    if root.is_file():
+        paths = [root]
+    else:
+        paths = sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda path: (path.stem != "data", path))
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no valid YAML: {error}") from error
+        if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
+            return path, content
+    return root, None
+
+
+def _class_names(root: Path, path: Path, description: dict[str, Any] | None) -> dict[int, str]:
+    """Id in the files -> name, in the order of the ids, which may have gaps."""
+    if description is not None:
+        names = description["names"]
+        pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
+        if not all(isinstance(file_id, int) for file_id, _ in pairs):
+            raise ValueError(f"names in {path} has keys {[key for key, _ in pairs]}; they are the ids in the labels")
+    else:
+        path = root / "classes.txt"
+        if not path.is_file():
+            raise ValueError(f"{root} has neither a YAML file with `names` nor classes.txt, one class name a line")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        pairs = list(enumerate(line.strip() for line in lines if line.strip()))
+    found = {file_id: str(name) for file_id, name in sorted(pairs)}
+    if len(set(found.values())) != len(found):
+        raise ValueError(f"{path} names a class twice: {list(found.values())}")
+    return found
+
+
+def _places(root: Path, path: Path, description: dict[str, Any] | None, split: str) -> list[Path]:
+    """Folders of photos, or txt files that list photos."""
+    if description is not None and split not in description and SPLITS.get(split) in description:
+        split = SPLITS[split]
+    if description is not None and isinstance(description.get(split), str | list):
+        entries = description[split]
+        folder = path.parent
+        # `path` is often that of another computer.
+        bases = [folder / str(description["path"])] if description.get("path") else []
+        places = []
+        for entry in [entries] if isinstance(entries, str) else entries:
+            # Roboflow writes ../train/images for the folder train/ beside data.yaml.
+            names = dict.fromkeys((entry, entry.removeprefix("../")))
+            looked = [base / name for base in (*bases, folder) for name in names]
+            place = next((place for place in looked if place.exists()), None)
+            if place is None:
+                raise ValueError(f"{path}: {split} is {entry}, but there is none of {[str(place) for place in looked]}")
+            places.append(place)
+        return places
+    looked = [root / "images" / split, root / split / "images", root / split]
+    for place in looked:
+        if place.is_dir():
+            return [place]
+    keys = [] if description is None else [key for key, value in description.items() if isinstance(value, str | list)]
+    raise ValueError(f"{root} has no split {split!r}: looked for {[str(place) for place in looked]} and keys {keys}")
+
+
+def _listed(path: Path) -> list[Path]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [path.parent / line for line in lines if line]
