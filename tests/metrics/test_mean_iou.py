@@ -69,4 +69,36 @@ def test_errors():
         metric.update(torch.zeros(2, 3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="reference id 3"):
         metric.update(torch.zeros(2), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="reference id -1"):
+        metric.update(torch.zeros(2), torch.tensor([0, -1]))
+    with pytest.raises(ValueError, match="reference id 3"):
+        metric.update(torch.tensor([0, 2**40]), torch.tensor([255, 3]))
     assert int(metric.confusion.sum()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64, torch.float32])
+def test_any_type_and_any_number_for_void(dtype):
+    random = np.random.default_rng(1)
+    predictions, references = torch.from_numpy(random.integers(0, 6, (2, 40, 50)))
+    voids = [200] if dtype is torch.uint8 else [6, 60_000]
+    voids += [-1, -100] if dtype.is_signed else []
+    voids += [2**40] if dtype is torch.int64 else []
+    expected = MeanIoU(5, ignore_index=5)
+    expected.update(predictions, references)
+    for void in voids:
+        metric = MeanIoU(5, ignore_index=void)
+        metric.update(
+            torch.where(predictions == 5, void, predictions).to(dtype),
+            torch.where(references == 5, void, references).to(dtype),
+        )
+        assert torch.equal(metric.confusion, expected.confusion), void
+
+
+def test_batches_and_merging_are_as_one_by_one():
+    maps = torch.randint(3, (2, 2, 8, 9), generator=torch.Generator().manual_seed(0))
+    batch, one, other = MeanIoU(3), MeanIoU(3), MeanIoU(3)
+    batch.update(*maps)
+    one.update(maps[0, 0], maps[1, 0])
+    other.update(maps[0, 1], maps[1, 1])
+    one.merge(other)
+    assert torch.equal(one.confusion, batch.confusion)

@@ -140,7 +140,7 @@ class BoundaryAP(MaskAP):
         super().__init__(num_labels, max_detections=max_detections)
         self.dilation_ratio = dilation_ratio
 
-    def _iou(self, rles: list[dict], true_rles: list[dict], is_crowd: np.ndarray) -> np.ndarray:
+    def _iou(self, rles: list[Any], true_rles: list[Any], is_crowd: np.ndarray) -> np.ndarray:
         mask_iou = super()._iou(rles, true_rles, is_crowd)
         boundaries, true_boundaries = (
             [_rle_boundary(rle, self.dilation_ratio) for rle in group] for group in (rles, true_rles)
@@ -186,7 +186,7 @@ def _label_boundary(labels: torch.Tensor, width: int) -> torch.Tensor:
     return low != high
 
 
-def _rle_boundary(rle: dict[str, Any], dilation_ratio: float) -> dict[str, Any]:
+def _rle_boundary(rle: Any, dilation_ratio: float) -> Any:
     """The boundary of one RLE as RLE."""
     from pycocotools import mask as coco_mask
 

@@ -101,7 +101,7 @@ class MaskAP:
             )
 
     def _check(
-        self, rles: list[dict], scores: np.ndarray, labels: np.ndarray, true_rles: list[dict], true_labels: np.ndarray
+        self, rles: list[Any], scores: np.ndarray, labels: np.ndarray, true_rles: list[Any], true_labels: np.ndarray
     ) -> None:
         if not len(rles) == len(scores) == len(labels) or len(true_rles) != len(true_labels):
             raise ValueError(
@@ -120,7 +120,7 @@ class MaskAP:
                 "post-processing"
             )
 
-    def _iou(self, rles: list[dict], true_rles: list[dict], is_crowd: np.ndarray) -> np.ndarray:
+    def _iou(self, rles: list[Any], true_rles: list[Any], is_crowd: np.ndarray) -> np.ndarray:
         """(D, G); for a crowd the share of the detection that lies in it."""
         from pycocotools import mask as coco_mask
 
@@ -245,7 +245,7 @@ def _match(iou_DG: np.ndarray, is_ignored_AG: np.ndarray, is_crowd_G: np.ndarray
     return matched, ignored
 
 
-def as_rles(masks: Any) -> list[dict[str, Any]]:
+def as_rles(masks: Any) -> list[Any]:
     """Masks (N, H, W) as N RLE dictionaries of pycocotools; such dictionaries as they are."""
     from pycocotools import mask as coco_mask
 
@@ -263,7 +263,7 @@ def as_rles(masks: Any) -> list[dict[str, Any]]:
     return [coco_mask.encode(np.asfortranarray(mask.to(torch.uint8).numpy(force=True))) for mask in masks]
 
 
-def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[dict[str, Any]]:
+def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[Any]:
     """One RLE for each of the segments 1..`num_segments` of a map (H, W), at the cost of one pass over the map."""
     from pycocotools import mask as coco_mask
 
@@ -275,7 +275,7 @@ def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[dict[str,
     ids = pixels[starts]
     order = np.argsort(ids, kind="stable")
     first = np.searchsorted(ids[order], np.arange(1, num_segments + 2))
-    rles = []
+    rles: list[Any] = []
     for index in range(num_segments):
         runs = order[first[index] : first[index + 1]]
         edges = np.stack((starts[runs], ends[runs]), axis=1).ravel()
@@ -293,7 +293,7 @@ def _numbers(values: Any, kind: Any) -> np.ndarray:
     return np.asarray(values, dtype=kind).reshape(-1)
 
 
-def _areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+def _areas(rles: Sequence[Any]) -> np.ndarray:
     from pycocotools import mask as coco_mask
 
     # One by one: of a list of more than 255, pycocotools 2.0.11 raises OverflowError with numpy 2.

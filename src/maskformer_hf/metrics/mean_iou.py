@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .joint_counts import LARGEST_TABLE, as_integers, joint_counts, value_ranges
+
 
 class MeanIoU:
     """Intersection over union of class maps, accumulated image by image.
@@ -36,21 +38,40 @@ class MeanIoU:
                 f"predictions {tuple(predictions.shape)} and references {tuple(references.shape)} differ in shape; "
                 "pass the references' sizes as target_sizes when post-processing"
             )
-        predictions = predictions.to(self.confusion.device, torch.int64).flatten()
-        references = references.to(self.confusion.device, torch.int64).flatten()
-        labelled = references != self.ignore_index
-        outside = labelled & ((references < 0) | (references >= self.num_labels))
-        predictions = torch.where((predictions < 0) | (predictions >= self.num_labels), self.num_labels, predictions)
-        columns = self.num_labels + 1
-        # Void goes to a row of its own, which is cut off: cheaper than selecting the labelled pixels.
-        row = torch.where(labelled & ~outside, references, self.num_labels)
-        counts = torch.bincount(row * columns + predictions, minlength=columns * columns).view(columns, columns)
-        if bool(outside.any()):
+        predictions = as_integers(predictions, self.confusion.device)
+        references = as_integers(references, self.confusion.device)
+        (low, high), (predicted_low, predicted_high) = value_ranges(references, predictions)
+        void = self.ignore_index
+        if (high - low + 1) * (predicted_high - predicted_low + 1) > LARGEST_TABLE:
+            # Far from any class: ids that mean the same are made one.
+            self._refuse_unknown(references[references != void])
+            references, void = torch.where(references == void, -1, references), -1
+            predictions = predictions.clamp(-1, self.num_labels)
+            (low, high), (predicted_low, predicted_high) = (-1, self.num_labels - 1), (-1, self.num_labels)
+        counts = joint_counts(references, predictions, (low, high), (predicted_low, predicted_high))
+        rows = torch.arange(low, high + 1, device=counts.device)
+        columns = torch.arange(predicted_low, predicted_high + 1, device=counts.device)
+        if low < 0 or high >= self.num_labels:
+            self._refuse_unknown(rows[counts.any(1) & (rows != void)])
+        # Predictions of no class go to the last column.
+        columns[(columns < 0) | (columns >= self.num_labels)] = self.num_labels
+        by_class = torch.zeros(len(rows), self.num_labels + 1, dtype=torch.int64, device=counts.device)
+        by_class.index_add_(1, columns, counts)
+        first, last = max(low, 0), min(high + 1, self.num_labels)
+        if first < last:
+            self.confusion[first:last] += by_class[first - low : last - low]
+
+    def _refuse_unknown(self, references: torch.Tensor) -> None:
+        outside = references[(references < 0) | (references >= self.num_labels)]
+        if len(outside):
             raise ValueError(
-                f"reference id {int(references[outside][0])} is neither one of the {self.num_labels} classes nor "
-                f"void ({self.ignore_index})"
+                f"reference id {int(outside[0])} is neither one of the {self.num_labels} classes nor void "
+                f"({self.ignore_index})"
             )
-        self.confusion += counts[: self.num_labels]
+
+    def merge(self, other: "MeanIoU") -> None:
+        """Adds what another one has counted."""
+        self.confusion += other.confusion
 
     def reduce(self) -> None:
         """Adds up the counts of all processes; call once, on every process, before `compute`."""

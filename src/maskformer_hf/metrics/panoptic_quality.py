@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# Joint ids of two maps are counted in one table; ids that would make it larger than this are renumbered first. The ids
-# of COCO's coloured files go up to 2^24.
-LARGEST_TABLE = 2**20
+from .joint_counts import LARGEST_TABLE, as_integers, joint_counts, value_ranges
 
 
 class PanopticQuality:
@@ -57,7 +55,7 @@ class PanopticQuality:
         predicted_ids, predicted_labels, _ = self._read(prediction["segments_info"], "predicted")
         true_ids, true_labels, is_crowd = self._read(reference["segments_info"], "reference")
         # Rows -1, 0, and the reference segments; columns likewise of the predicted.
-        table = _joint_counts(true.to(predicted.device), true_ids, predicted, predicted_ids)
+        table = _pixel_table(true, true_ids, predicted, predicted_ids)
         intersection_NM = table[2:, 2:]
         true_area, predicted_area = table[2:].sum(1), table[:, 2:].sum(0)
         if (predicted_area == 0).any():
@@ -145,40 +143,33 @@ class PanopticQuality:
         return {**result, "per_class": per_class}
 
 
-def _joint_counts(
+def _pixel_table(
     true: torch.Tensor, true_ids: np.ndarray, predicted: torch.Tensor, predicted_ids: np.ndarray
 ) -> np.ndarray:
     """Pixels of each pair of ids, (2 + N, 2 + M) int64; the first two rows and columns are the ids -1 and 0."""
-    true, rows = _small_ids(true, true_ids, "reference")
-    predicted, columns = _small_ids(predicted, predicted_ids, "predicted")
-    num_rows, num_columns = int(rows[-1]) + 2, int(columns[-1]) + 2
-    joint = (true + 1).to(torch.int64).mul_(num_columns).add_(predicted + 1)
-    counts = torch.bincount(joint.flatten(), minlength=num_rows * num_columns).view(num_rows, num_columns).cpu().numpy()
-    table = counts[np.ix_(rows + 1, columns + 1)]
-    if table.sum() != joint.numel():
-        for whose, ids, others in (("reference", rows, counts.sum(1)), ("predicted", columns, counts.sum(0))):
-            unlisted = np.setdiff1d(others.nonzero()[0] - 1, ids)
-            if len(unlisted):
-                raise ValueError(
-                    f"the {whose} segmentation holds id {unlisted[0]}, which its segments_info has not; void is 0"
-                )
+    true, predicted = as_integers(true, predicted.device), as_integers(predicted, predicted.device)
+    maps, ids = [true, predicted], [np.concatenate(([-1, 0], part)) for part in (true_ids, predicted_ids)]
+    for whose, part, (low, high) in zip(("reference", "predicted"), ids, value_ranges(*maps), strict=True):
+        if low < -1 or high > part[-1]:
+            raise _unlisted(whose, low if low < -1 else high)
+    if (ids[0][-1] + 2) * (ids[1][-1] + 2) > LARGEST_TABLE:
+        # The ids of COCO's coloured files go up to 2^24: numbered anew.
+        for index, whose in enumerate(("reference", "predicted")):
+            known = torch.from_numpy(ids[index]).to(predicted.device)
+            position = torch.searchsorted(known, maps[index].long())
+            wrong = known[position] != maps[index]
+            if bool(wrong.any()):
+                raise _unlisted(whose, int(maps[index][wrong][0]))
+            maps[index], ids[index] = position - 1, np.arange(-1, len(known) - 1)
+    counts = joint_counts(maps[0], maps[1], (-1, int(ids[0][-1])), (-1, int(ids[1][-1]))).cpu().numpy()
+    table = counts[np.ix_(ids[0] + 1, ids[1] + 1)]
+    if table.sum() != true.numel():
+        for whose, part, sums in (("reference", ids[0], counts.sum(1)), ("predicted", ids[1], counts.sum(0))):
+            others = np.setdiff1d(sums.nonzero()[0] - 1, part)
+            if len(others):
+                raise _unlisted(whose, int(others[0]))
     return table
 
 
-def _small_ids(segmentation: torch.Tensor, ids: np.ndarray, whose: str) -> tuple[torch.Tensor, np.ndarray]:
-    """The map with ids small enough for a table, and what they are now, -1 and 0 first."""
-    known = np.concatenate(([-1, 0], ids))
-    segmentation = segmentation.to(torch.int64)
-    low, high = (int(value) for value in segmentation.aminmax()) if segmentation.numel() else (0, 0)
-    if low < -1 or high > known[-1]:
-        raise ValueError(
-            f"the {whose} segmentation holds id {low if low < -1 else high}, which its segments_info has not; void is 0"
-        )
-    if known[-1] ** 2 <= LARGEST_TABLE:
-        return segmentation, known
-    keys = torch.from_numpy(known).to(segmentation.device)
-    position = torch.searchsorted(keys, segmentation)
-    if bool((keys[position] != segmentation).any()):
-        unlisted = int(segmentation[keys[position] != segmentation][0])
-        raise ValueError(f"the {whose} segmentation holds id {unlisted}, which its segments_info has not; void is 0")
-    return position - 1, np.arange(-1, len(known) - 1)
+def _unlisted(whose: str, segment_id: int) -> ValueError:
+    return ValueError(f"the {whose} segmentation holds id {segment_id}, which its segments_info has not; void is 0")
