@@ -1,11 +1,11 @@
-"""Training augmentation of a photo and its segments together, as MaskFormer trains on semantic data.
+"""Training augmentation of a photo and its segments together, as MaskFormer, DETR and Mask2Former train.
 
 Each transform takes and returns a `Sample`, whose planes follow the image. Segments that leave the picture stay in
 `labels`; collation drops them.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,60 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from .sample import Sample
+
+Kind = Literal["short_edge_jitter", "large_scale_jitter", "detr"]
+
+
+class QuarterTurn(nn.Module):
+    """Turns by a multiple of 90 degrees, each as probable: no pixel is interpolated."""
+
+    def forward(self, sample: Sample) -> Sample:
+        turns = int(torch.randint(4, ()))
+        image, planes = (
+            torch.rot90(tensor.as_subclass(torch.Tensor), turns, (-2, -1)).contiguous()
+            for tensor in (sample["image"], sample["planes"])
+        )
+        return {**sample, "image": tv_tensors.Image(image), "planes": tv_tensors.Mask(planes)}
+
+
+class ShortEdgeResize(nn.Module):
+    """Resizes such that the shorter side gets a length drawn from `short_edge`, and the longer at most `long_edge`.
+
+    Args:
+        short_edge: two lengths in pixels stand for all between them, more for themselves.
+    """
+
+    def __init__(self, short_edge: Sequence[int], long_edge: int | None = None) -> None:
+        super().__init__()
+        self.lengths = range(short_edge[0], short_edge[1] + 1) if len(short_edge) == 2 else list(short_edge)
+        self.long_edge = long_edge
+
+    def forward(self, sample: Sample) -> Sample:
+        length = self.lengths[int(torch.randint(len(self.lengths), ()))]
+        return _resize(sample, length, self.long_edge)
+
+
+class DetrResize(nn.Module):
+    """DETR's resizing, by which MaskFormer was trained on panoptic data: `ShortEdgeResize`, half of the time behind a
+    resize to a shorter side of 400, 500 or 600 pixels and a window of 384 to 600 pixels a side."""
+
+    FIRST_LENGTHS = (400, 500, 600)
+    WINDOW = (384, 600)
+
+    def __init__(self, short_edge: Sequence[int], long_edge: int | None = None) -> None:
+        super().__init__()
+        self.first_resize = ShortEdgeResize(self.FIRST_LENGTHS)
+        self.resize = ShortEdgeResize(short_edge, long_edge)
+
+    def forward(self, sample: Sample) -> Sample:
+        if float(torch.rand(())) < 0.5:
+            sample = self.first_resize(sample)
+            height, width = (
+                int(torch.randint(min(side, self.WINDOW[0]), min(side, self.WINDOW[1]) + 1, ()))
+                for side in sample["image"].shape[-2:]
+            )
+            sample = ClassShareLimitedCrop((height, width))(sample)
+        return self.resize(sample)
 
 
 class ClassShareLimitedCrop(nn.Module):
@@ -53,6 +107,15 @@ class ClassShareLimitedCrop(nn.Module):
             "image": tv_tensors.Image(functional.crop(sample["image"], **window)),
             "planes": tv_tensors.Mask(functional.crop(sample["planes"], **window)),
         }
+
+
+def _resize(sample: Sample, short_edge: int, long_edge: int | None) -> Sample:
+    """Bilinear with antialiasing for the image; of the planes the nearest pixel."""
+    return {
+        **sample,
+        "image": tv_tensors.Image(functional.resize(sample["image"], [short_edge], max_size=long_edge, antialias=True)),
+        "planes": tv_tensors.Mask(functional.resize(sample["planes"], [short_edge], max_size=long_edge)),
+    }
 
 
 def _pixels_a_class(planes_PHW: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -101,24 +164,58 @@ class PhotometricDistortion(v2.Transform):
 
 def augmentation(
     *,
-    short_edge: Sequence[int],
-    crop_size: Sequence[int],
+    kind: Kind = "short_edge_jitter",
+    short_edge: Sequence[int] | None = None,
+    long_edge: int | None = None,
+    scale: Sequence[float] = (0.1, 2.0),
+    crop_size: Sequence[int] | None = None,
     crop_max_class_share: float = 1.0,
     color_jitter: bool = True,
     flip_probability: float = 0.5,
+    quarter_turns: bool = False,
 ) -> v2.Compose:
-    """The training transform, in the original's order: short edge, crop, colour, flip.
+    """The training transform: quarter turns, resizing and cropping, colour, flip.
 
     Args:
-        short_edge: (smallest, largest) length in pixels of the shorter side; drawn evenly between the two.
-        crop_size: (height, width) of the window cut out.
+        kind: "short_edge_jitter", MaskFormer's on semantic data: resize to one of `short_edge`, cut out a window.
+            "large_scale_jitter", Mask2Former's on COCO (https://arxiv.org/abs/2012.07177): resize to `scale` times what
+            fits into the window, cut out a window; collation pads. "detr", MaskFormer's panoptic one: see `DetrResize`.
+        short_edge: lengths in pixels of the shorter side, drawn evenly: two are the smallest and the largest of all,
+            more are the only ones. "large_scale_jitter" does without.
+        long_edge: the longer side gets no longer than this.
+        scale: (smallest, largest), drawn evenly between the two; for "large_scale_jitter" alone.
+        crop_size: (height, width) of the window cut out; None keeps the whole. "detr" draws its own.
+        crop_max_class_share: see `ClassShareLimitedCrop`.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees: with the flip all eight orientations, for photos without an
+            up.
     """
-    smallest, largest = short_edge
-    transforms: list[nn.Module] = [
-        v2.RandomResize(smallest, largest + 1, antialias=True),
-        ClassShareLimitedCrop(crop_size, crop_max_class_share),
-    ]
+    transforms: list[nn.Module] = [QuarterTurn()] if quarter_turns else []
+    match kind:
+        case "short_edge_jitter":
+            transforms.append(ShortEdgeResize(_needed(kind, short_edge=short_edge), long_edge))
+        case "large_scale_jitter":
+            _refuse(kind, short_edge=short_edge, long_edge=long_edge)
+            height, width = _needed(kind, crop_size=crop_size)
+            transforms.append(v2.ScaleJitter((width, height), (scale[0], scale[1])))
+        case "detr":
+            _refuse(kind, crop_size=crop_size)
+            transforms.append(DetrResize(_needed(kind, short_edge=short_edge), long_edge))
+    if crop_size is not None:
+        transforms.append(ClassShareLimitedCrop(crop_size, crop_max_class_share))
     if color_jitter:
         transforms.append(PhotometricDistortion())
     transforms.append(v2.RandomHorizontalFlip(flip_probability))
     return v2.Compose(transforms)
+
+
+def _needed(kind: Kind, **option: Sequence[int] | None) -> Sequence[int]:
+    [(name, value)] = option.items()
+    if value is None:
+        raise ValueError(f"{name} is missing, which the augmentation {kind!r} needs")
+    return value
+
+
+def _refuse(kind: Kind, **options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value}, for which the augmentation {kind!r} has no use: leave it out")

@@ -28,11 +28,17 @@ class DataArguments:
 
 @dataclass
 class AugmentationArguments:
-    short_edge: list[int]  # smallest and largest length in pixels of the shorter side
-    crop_size: list[int]  # height, width
+    """See `data.augment.augmentation`."""
+
+    kind: Literal["short_edge_jitter", "large_scale_jitter", "detr"] = "short_edge_jitter"
+    short_edge: list[int] | None = None  # pixels; two: the smallest and the largest, more: the only ones
+    long_edge: int | None = None  # pixels
+    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])  # smallest and largest
+    crop_size: list[int] | None = None  # height, width
     crop_max_class_share: float = 1.0
     color_jitter: bool = True
     flip_probability: float = 0.5
+    quarter_turns: bool = False
 
 
 @dataclass
@@ -215,18 +221,31 @@ def _check(recipe: Recipe) -> None:
     for name in positive:
         if getattr(recipe, name) < 1:
             raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
-    for name in ("short_edge", "crop_size"):
-        pair = getattr(recipe.augmentation, name)
-        if len(pair) != 2 or min(pair) < 1:
-            raise ValueError(f"augmentation.{name} is {pair}; expected two positive lengths in pixels")
-    if recipe.augmentation.short_edge[0] > recipe.augmentation.short_edge[1]:
-        raise ValueError(f"augmentation.short_edge is {recipe.augmentation.short_edge}; write the smaller length first")
+    _check_augmentation(recipe.augmentation)
     if not 0 <= recipe.optimization.ema_decay < 1:
         raise ValueError(f"optimization.ema_decay is {recipe.optimization.ema_decay}; it must be in [0, 1)")
     if (recipe.model.backbone is None) == (recipe.model.checkpoint is None):
         raise ValueError(
             f"model.backbone is {recipe.model.backbone!r}, model.checkpoint is {recipe.model.checkpoint!r}; give "
             "exactly one: a backbone to build a new model on, or a checkpoint to fine-tune"
+        )
+
+
+def _check_augmentation(arguments: AugmentationArguments) -> None:
+    for name in ("short_edge", "scale", "crop_size"):
+        values = getattr(arguments, name)
+        if values is None:
+            continue
+        if min(values, default=0) <= 0 or len(values) < 2 or (len(values) > 2 and name != "short_edge"):
+            raise ValueError(f"augmentation.{name} is {values}; expected two positive numbers")
+    for name in ("short_edge", "scale"):
+        values = getattr(arguments, name)
+        if values is not None and values != sorted(values):
+            raise ValueError(f"augmentation.{name} is {values}; write smaller numbers first")
+    if arguments.short_edge and arguments.long_edge is not None and arguments.long_edge <= arguments.short_edge[-1]:
+        raise ValueError(
+            f"augmentation.long_edge is {arguments.long_edge}; it must exceed the longest short_edge, "
+            f"{arguments.short_edge[-1]}"
         )
 
 

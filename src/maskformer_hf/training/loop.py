@@ -190,17 +190,10 @@ def _batches(
     accelerator: Accelerator, dataset: SegmentationDataset, processor: Any, recipe: Recipe, first_step: int
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes."""
-    augment = recipe.augmentation
     samples_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
     stream = SampleStream(
         dataset,
-        augmentation(
-            short_edge=augment.short_edge,
-            crop_size=augment.crop_size,
-            crop_max_class_share=augment.crop_max_class_share,
-            color_jitter=augment.color_jitter,
-            flip_probability=augment.flip_probability,
-        ),
+        augmentation(**vars(recipe.augmentation)),
         seed=recipe.seed,
         start=first_step * samples_a_step,
         stop=recipe.steps * samples_a_step,
@@ -213,7 +206,7 @@ def _batches(
             processor.image_mean,
             processor.image_std,
             processor.size_divisor,
-            size=augment.crop_size,
+            size=recipe.augmentation.crop_size or (0, 0),
             return_void_masks=recipe.void_masks,
         ),
         pin_memory=accelerator.device.type == "cuda",

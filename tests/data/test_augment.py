@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from maskformer_hf.data import VOID, augmentation
+from maskformer_hf.data.augment import DetrResize, QuarterTurn, ShortEdgeResize
+
+# Of the sum of the segments' numbers, as red, green and blue: what is where can be read from the image.
+BITS = torch.tensor([1, 2, 4])
+
+
+def coded(height=300, width=400):
+    """Overlapping segments in two planes, and void: the image shows the sum of the planes."""
+    planes = torch.zeros(2, height, width, dtype=torch.int32)
+    planes[0, 20:200, 30:180], planes[0, 100:280, 200:390], planes[0, 210:290, 5:150] = 1, 2, 3
+    planes[0, :15] = VOID
+    planes[1, 60:240, 120:320] = 4
+    shown = planes.sum(0).clamp(min=0)
+    return {
+        "image": tv_tensors.Image(((shown[None] & BITS[:, None, None]) > 0).to(torch.uint8) * 255),
+        "planes": tv_tensors.Mask(planes),
+        "labels": torch.tensor([0, 1, 2, 0]),
+        "is_crowd": torch.tensor([False, False, False, True]),
+        "name": "coded",
+    }
+
+
+KINDS = {
+    "short edge": {"short_edge": [150, 450], "crop_size": [200, 240], "crop_max_class_share": 0.75},
+    "listed short edges": {"short_edge": [150, 200, 250, 450], "long_edge": 500},
+    "large scale": {"kind": "large_scale_jitter", "crop_size": [256, 320]},
+    "detr": {"kind": "detr", "short_edge": [200, 300, 400], "long_edge": 450},
+    "turned": {"short_edge": [150, 450], "crop_size": [200, 240], "quarter_turns": True},
+}
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+def test_planes_follow_the_image(options):
+    transform = augmentation(**options, color_jitter=False)
+    torch.manual_seed(0)
+    sizes = set()
+    for _ in range(15):
+        sample = transform(coded())
+        image, planes = sample["image"], sample["planes"]
+        assert image.shape[1:] == planes.shape[1:]
+        assert (planes.dtype, len(planes)) == (torch.int32, 2)
+        sizes.add(image.shape[1:])
+        read = ((image > 127) * BITS[:, None, None]).sum(0)
+        # Resizing blurs the borders in the image, not in the planes: about a pixel along some ten sides.
+        assert (read != planes.sum(0).clamp(min=0)).float().mean() < 12 / min(image.shape[1:])
+        assert sample["is_crowd"].tolist() == [False, False, False, True]
+    assert options.get("crop_size") or len(sizes) > 2
+
+
+def test_short_edges():
+    resize = ShortEdgeResize([40, 60])
+    shorter = {min(resize(coded())["image"].shape[1:]) for _ in range(200)}
+    assert shorter == set(range(40, 61))
+    resize = ShortEdgeResize([40, 50, 60], long_edge=70)
+    assert {tuple(resize(coded())["image"].shape[1:]) for _ in range(40)} == {(40, 53), (50, 66), (52, 70)}
+
+
+def test_large_scale_jitter():
+    """Of 300 x 400 in a window of 150 x 400 fits a half: from there 0.1 to 2 times, cut to the window."""
+    transform = augmentation(kind="large_scale_jitter", crop_size=[150, 400], color_jitter=False)
+    torch.manual_seed(0)
+    heights, widths = zip(*(transform(coded())["image"].shape[1:] for _ in range(100)), strict=True)
+    assert 15 <= min(heights) < 25
+    assert max(heights) == 150
+    assert 20 <= min(widths) < 32
+    assert 380 < max(widths) <= 400
+    assert sum(height == 150 for height in heights) == pytest.approx(100 / 1.9, abs=15)
+
+
+def test_detr_cuts_out_a_window_half_of_the_time():
+    resize = DetrResize([300, 300])
+    torch.manual_seed(0)
+    shapes = [resize(coded())["image"].shape[1:] for _ in range(100)]
+    whole = sum(tuple(shape) == (300, 400) for shape in shapes)
+    assert 35 < whole < 65
+    assert all(min(shape) == 300 for shape in shapes)
+    # A window of 384 to 533 by 384 to 600
+    assert all(max(shape) <= 300 * 600 / 384 for shape in shapes)
+
+
+def test_quarter_turns_are_exact():
+    torch.manual_seed(0)
+    sample = coded()
+    seen = set()
+    for _ in range(30):
+        turned = QuarterTurn()(sample)
+        [turns] = [k for k in range(4) if torch.equal(torch.rot90(sample["planes"], k, (1, 2)), turned["planes"])]
+        assert torch.equal(torch.rot90(sample["image"], turns, (1, 2)), turned["image"])
+        assert isinstance(turned["planes"], tv_tensors.Mask)
+        seen.add(turns)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_no_picture_is_too_small():
+    torch.manual_seed(0)
+    sample = coded(3, 2)
+    for options in KINDS.values():
+        for _ in range(10):
+            assert min(augmentation(**options)(sample)["image"].shape) >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "short_edge is missing"),
+        ({"kind": "detr"}, "short_edge is missing"),
+        ({"kind": "large_scale_jitter"}, "crop_size is missing"),
+        (
+            {"kind": "large_scale_jitter", "crop_size": [4, 4], "short_edge": [3, 4]},
+            r"short_edge is \[3, 4\], for which",
+        ),
+        ({"kind": "detr", "crop_size": [4, 4], "short_edge": [3, 4]}, r"crop_size is \[4, 4\], for which"),
+    ],
+)
+def test_keys_that_a_kind_needs_and_those_it_ignores(options, message):
+    with pytest.raises(ValueError, match=message):
+        augmentation(**options)
