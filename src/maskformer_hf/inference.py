@@ -447,6 +447,7 @@ def outputs_to_predictions(
                 if overlap_mask_area_threshold is None
                 else overlap_mask_area_threshold,
                 label_ids_to_fuse=label_ids_to_fuse,
+                intersect_with_mask=config.intersect_with_mask,
             )
             records.sort(key=lambda record: -record["area"])
         else:

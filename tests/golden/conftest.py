@@ -62,6 +62,11 @@ def per_pixel_plus() -> GoldenCase:
     return load_case(PER_PIXEL_PLUS, "state_dict.safetensors")
 
 
+@pytest.fixture(scope="session")
+def mask2former() -> GoldenCase:
+    return load_case("mask2former_swin", "model_zoo_style.pkl")
+
+
 def load_case(name: str, checkpoint: str) -> GoldenCase:
     folder = GOLDEN / name
     return GoldenCase(

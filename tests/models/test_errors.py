@@ -15,8 +15,18 @@ TINY_RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pixel_decoder": "unet"}, r"`pixel_decoder` must be one of \['fpn', 'transformer_fpn'\], got 'unet'"),
-        ({"transformer_decoder": "masked"}, r"`transformer_decoder` must be one of \['detr'\], got 'masked'"),
+        (
+            {"pixel_decoder": "unet"},
+            r"`pixel_decoder` must be one of \['fpn', 'transformer_fpn', 'deformable'\], got 'unet'",
+        ),
+        ({"transformer_decoder": "mask"}, r"`transformer_decoder` must be one of \['detr', 'masked'\], got 'mask'"),
+        ({"transformer_decoder": "masked", "decoder_encoder_layers": 1}, "has no encoder in front: .* got 1"),
+        (
+            {"pixel_decoder": "deformable", "feature_size": 96, "num_attention_heads": 64, "hidden_size": 64},
+            "`feature_size` must be a multiple of 4 and of .* got 96",
+        ),
+        ({"encoder_levels": 5}, "`encoder_levels` must be 1 to 4, got 5"),
+        ({"encoder_ffn_dim": 0}, "`encoder_ffn_dim` must be at least 1, or None, got 0"),
         ({"mask_loss": "sparse"}, r"`mask_loss` must be one of .*, got 'sparse'"),
         ({"mask_term": "bce"}, r"`mask_term` must be one of .*, got 'bce'"),
         ({"matching": "boxes"}, r"`matching` must be one of .*, got 'boxes'"),

@@ -356,7 +356,7 @@ def test_impossible_configurations(fields, message):
 
 
 def test_maskformer_needs_its_decoder():
-    with pytest.raises(ValueError, match=r"`transformer_decoder` must be one of \['detr'\], got None"):
+    with pytest.raises(ValueError, match=r"`transformer_decoder` must be one of \['detr', 'masked'\], got None"):
         MaskFormerModel.config_class(transformer_decoder=None)
 
 

@@ -10,7 +10,7 @@ import torch
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS, PROCESSORS
-from .detectron2 import with_pixel_decoder
+from .detectron2 import later_name
 
 # No tensor depends on it; every configuration of the original says 8.
 NUM_ATTENTION_HEADS = 8
@@ -54,7 +54,7 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
     Raises:
         ValueError: If this is no such checkpoint.
     """
-    shapes: Shapes = {with_pixel_decoder(name): tuple(value.shape) for name, value in state.items()}
+    shapes: Shapes = {later_name(name): tuple(value.shape) for name, value in state.items()}
     _check_kind(shapes)
     backbone, num_channels = _infer_backbone(shapes)
     feature_size, memory_channels = _shape(shapes, f"{_PIXEL_DECODER}.layer_4.weight", 4)[:2]

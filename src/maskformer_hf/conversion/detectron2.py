@@ -1,4 +1,4 @@
-"""The original MaskFormer's checkpoints (github.com/facebookresearch/MaskFormer), which were made with Detectron2.
+"""Checkpoints of the original MaskFormer and Mask2Former (github.com/facebookresearch), made with Detectron2.
 
 Left is the original's name of every tensor, right ours. Nothing is guessed: a tensor that the map does not know, or one
 of ours that it leaves empty, is an error that names it.
@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.modeling_auto import MODEL_CLASSES
+from ..models.pixel_decoder_deformable import NUM_MEMORY_LEVELS
+from ..models.transformers_layout import MASK2FORMER_PARTS
 
 # What the original saves and we have no use for: the end of a name, and why.
 IGNORED = {
@@ -33,13 +35,21 @@ IGNORED = {
 
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 FEATURES = ["res2", "res3", "res4", "res5"]
+# Of the deformable encoder, whatever DIM_FEEDFORWARD says: it is written into its code.
+DEFORMABLE_FFN_DIM = 1024
+# The original's pixel decoders: ours, what of it the transformer decoder attends to, and that decoder.
+PIXEL_DECODERS = {
+    "BasePixelDecoder": ("fpn", "res5", "detr"),
+    "TransformerEncoderPixelDecoder": ("transformer_fpn", "transformer_encoder", "detr"),
+    "MSDeformAttnPixelDecoder": ("deformable", "multi_scale_pixel_decoder", "masked"),
+}
 
 # Our name of one tensor, or our three names of a tensor that holds queries, keys and values one below the other.
 Target = str | tuple[str, str, str]
 
 
 def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) -> Any:
-    """Build the model of an original checkpoint: MaskFormer, or one of the per-pixel baselines.
+    """Build the model of an original checkpoint: MaskFormer, Mask2Former, or one of the per-pixel baselines.
 
     Args:
         path: A `.pkl` of the model zoo, a `.pth` of one's own training, or the same state dict as `.safetensors`.
@@ -66,7 +76,7 @@ def convert_state_dict(state: Mapping[str, torch.Tensor], config: MaskFormerHfCo
         ValueError: If a tensor has no place in a model of this configuration, or the model has one that stays empty, or
             the two differ in shape.
     """
-    state = {with_pixel_decoder(name): value for name, value in state.items() if not name.endswith(tuple(IGNORED))}
+    state = {later_name(name): value for name, value in state.items() if not name.endswith(tuple(IGNORED))}
     names = tensor_names(config)
     unknown, missing = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
     if unknown or missing:
@@ -92,9 +102,11 @@ def convert_state_dict(state: Mapping[str, torch.Tensor], config: MaskFormerHfCo
     return converted
 
 
-def with_pixel_decoder(name: str) -> str:
+def later_name(name: str) -> str:
     """A tensor's name in the later one of the original's layouts, of a name in either."""
     head, own = "sem_seg_head.", ("sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")
+    # Mask2Former's learned queries, once.
+    name = name.replace("static_query", "query_feat")
     if name.startswith(head) and not name.startswith(own):
         return f"{head}pixel_decoder.{name.removeprefix(head)}"
     return name
@@ -132,7 +144,9 @@ def tensor_names(config: MaskFormerHfConfig) -> dict[str, Target]:
     backbone_names = {"resnet": _resnet, "swin": _swin}.get(backbone.model_type)
     if backbone_names is None:
         raise ValueError(f"The original MaskFormer has no {backbone.model_type!r} backbone, only 'resnet' and 'swin'.")
-    return backbone_names(backbone) | _pixel_decoder(config) | _predictor(config)
+    pixel_decoder = _deformable_pixel_decoder if config.pixel_decoder == "deformable" else _pixel_decoder
+    predictor = _masked_predictor if config.transformer_decoder == "masked" else _predictor
+    return backbone_names(backbone) | pixel_decoder(config) | predictor(config)
 
 
 def _resnet(config: Any) -> dict[str, Target]:
@@ -209,6 +223,29 @@ def _pixel_decoder(config: MaskFormerHfConfig) -> dict[str, Target]:
     return names
 
 
+def _deformable_pixel_decoder(config: MaskFormerHfConfig) -> dict[str, Target]:
+    theirs, ours = "sem_seg_head.pixel_decoder", "model.pixel_decoder"
+    names: dict[str, Target] = {f"{theirs}.transformer.level_embed": f"{ours}.level_embedding"}
+    for level in range(config.encoder_levels):
+        for part in (0, 1):
+            names |= _layer(f"{theirs}.input_proj.{level}.{part}", f"{ours}.input_projections.{level}.{part}")
+    for i in range(config.encoder_layers):
+        their_layer, our_layer = f"{theirs}.transformer.encoder.layers.{i}", f"{ours}.layers.{i}"
+        for part, own in {"value_proj": "v_proj", "output_proj": "o_proj"}.items():
+            names |= _layer(f"{their_layer}.self_attn.{part}", f"{our_layer}.self_attn.{own}")
+        for part in ("sampling_offsets", "attention_weights"):
+            names |= _layer(f"{their_layer}.self_attn.{part}", f"{our_layer}.self_attn.{part}")
+        names |= _layer(f"{their_layer}.norm1", f"{our_layer}.self_attn_norm")
+        names |= _feed_forward(their_layer, our_layer)
+        names |= _layer(f"{their_layer}.norm2", f"{our_layer}.ffn_norm")
+    # The original counts from fine to coarse, we in the order of use.
+    num_finer = len(FEATURES) - config.encoder_levels
+    for i in range(num_finer):
+        names |= _conv_group_norm(f"{theirs}.adapter_{num_finer - i}", f"{ours}.laterals.{i}")
+        names |= _conv_group_norm(f"{theirs}.layer_{num_finer - i}", f"{ours}.outputs.{i}")
+    return names | _layer(f"{theirs}.mask_features", f"{ours}.mask_projection")
+
+
 def _conv_group_norm(theirs: str, ours: str) -> dict[str, Target]:
     return {f"{theirs}.weight": f"{ours}.0.weight", **_layer(f"{theirs}.norm", f"{ours}.1")}
 
@@ -233,8 +270,37 @@ def _predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     return names
 
 
+def _masked_predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
+    theirs, ours = "sem_seg_head.predictor", "model.transformer_decoder"
+    names: dict[str, Target] = {
+        f"{theirs}.query_feat.weight": f"{ours}.query_features.weight",
+        f"{theirs}.query_embed.weight": f"{ours}.query_position.weight",
+        f"{theirs}.level_embed.weight": f"{ours}.level_embedding.weight",
+    }
+    if config.enforce_input_projection or config.feature_size != config.hidden_size:
+        for level in range(NUM_MEMORY_LEVELS):
+            names |= _layer(f"{theirs}.input_proj.{level}", f"{ours}.input_projections.{level}")
+    for i in range(config.decoder_layers):
+        layer = f"{ours}.layers.{i}"
+        cross, own, ffn = (
+            f"{theirs}.transformer_{part}_layers.{i}" for part in ("cross_attention", "self_attention", "ffn")
+        )
+        for kind in ("weight", "bias"):
+            names[f"{cross}.multihead_attn.in_proj_{kind}"] = f"{layer}.cross_attn.in_proj.{kind}"
+        names |= _layer(f"{cross}.multihead_attn.out_proj", f"{layer}.cross_attn.o_proj")
+        names |= _layer(f"{cross}.norm", f"{layer}.cross_attn_norm")
+        names |= _attention(f"{own}.self_attn", f"{layer}.self_attn")
+        names |= _layer(f"{own}.norm", f"{layer}.self_attn_norm")
+        names |= _feed_forward(ffn, layer)
+        names |= _layer(f"{ffn}.norm", f"{layer}.ffn_norm")
+    names |= _layer(f"{theirs}.decoder_norm", f"{ours}.norm")
+    for i in range(3):
+        names |= _layer(f"{theirs}.mask_embed.layers.{i}", f"{ours}.mask_embedder.layers.{i}")
+    return names | _layer(f"{theirs}.class_embed", "head.class_predictor")
+
+
 def _memory_channels(config: MaskFormerHfConfig) -> int:
-    if config.pixel_decoder == "transformer_fpn":
+    if config.pixel_decoder != "fpn":
         return config.feature_size
     backbone: Any = config.backbone_config
     return backbone.hidden_sizes[-1] if backbone.model_type == "resnet" else backbone.hidden_size
@@ -325,46 +391,71 @@ def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
     _require("SEM_SEG_HEAD.IN_FEATURES", list(head["IN_FEATURES"]), [FEATURES])
     _require("SEM_SEG_HEAD.NORM", head["NORM"], ["GN"])
     _require("BACKBONE.NAME", name, ["build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer"])
-    _require(
-        "SEM_SEG_HEAD.PIXEL_DECODER_NAME",
-        head["PIXEL_DECODER_NAME"],
-        ["BasePixelDecoder", "TransformerEncoderPixelDecoder"],
-    )
-    with_encoder = head["PIXEL_DECODER_NAME"] == "TransformerEncoderPixelDecoder"
-    memory = "transformer_encoder" if with_encoder else "res5"
+    _require("SEM_SEG_HEAD.PIXEL_DECODER_NAME", head["PIXEL_DECODER_NAME"], list(PIXEL_DECODERS))
+    pixel_decoder, memory, transformer_decoder = PIXEL_DECODERS[head["PIXEL_DECODER_NAME"]]
     _require("MASK_FORMER.TRANSFORMER_IN_FEATURE", former["TRANSFORMER_IN_FEATURE"], [memory])
+    is_mask2former = transformer_decoder == "masked"
     is_swin = name == "D2SwinTransformer"
     config_class: Any = MaskFormerHfConfig
     if is_per_pixel:
         config_class = partial(MaskFormerHfPerPixelConfig, semantic_loss_ignore_index=head["IGNORE_VALUE"])
         if has_queries:
             _require("MASK_FORMER.NUM_OBJECT_QUERIES", former["NUM_OBJECT_QUERIES"], [head["NUM_CLASSES"]])
-    return config_class(
-        backbone_config=_swin_config(model["SWIN"]) if is_swin else _resnet_config(model["RESNETS"], name),
-        freeze_batch_norm=is_swin or model["RESNETS"]["NORM"] == "FrozenBN",
-        pixel_decoder="transformer_fpn" if with_encoder else "fpn",
-        feature_size=head["CONVS_DIM"],
-        mask_feature_size=head["MASK_DIM"],
-        encoder_layers=head["TRANSFORMER_ENC_LAYERS"],
-        transformer_decoder="detr" if has_queries else None,
-        hidden_size=former["HIDDEN_DIM"],
-        num_attention_heads=former["NHEADS"],
-        ffn_dim=former["DIM_FEEDFORWARD"],
-        dropout=former["DROPOUT"],
-        decoder_layers=former["DEC_LAYERS"],
-        decoder_encoder_layers=former["ENC_LAYERS"],
-        pre_norm=former["PRE_NORM"],
-        enforce_input_projection=former["ENFORCE_INPUT_PROJ"],
-        num_queries=former["NUM_OBJECT_QUERIES"],
-        use_auxiliary_loss=former["DEEP_SUPERVISION"],
-        mask_weight=former["MASK_WEIGHT"],
-        dice_weight=former["DICE_WEIGHT"],
-        no_object_weight=former["NO_OBJECT_WEIGHT"],
-        task="panoptic" if former["TEST"]["PANOPTIC_ON"] else "semantic",
-        object_mask_threshold=former["TEST"]["OBJECT_MASK_THRESHOLD"],
-        overlap_mask_area_threshold=former["TEST"]["OVERLAP_THRESHOLD"],
-        num_labels=head["NUM_CLASSES"],
-    )
+    fields: dict[str, Any] = {
+        "backbone_config": _swin_config(model["SWIN"]) if is_swin else _resnet_config(model["RESNETS"], name),
+        "freeze_batch_norm": is_swin or model["RESNETS"]["NORM"] == "FrozenBN",
+        "pixel_decoder": pixel_decoder,
+        "feature_size": head["CONVS_DIM"],
+        "mask_feature_size": head["MASK_DIM"],
+        "encoder_layers": head["TRANSFORMER_ENC_LAYERS"],
+        "transformer_decoder": transformer_decoder if has_queries else None,
+        "hidden_size": former["HIDDEN_DIM"],
+        "num_attention_heads": former["NHEADS"],
+        "ffn_dim": former["DIM_FEEDFORWARD"],
+        "dropout": former["DROPOUT"],
+        # Mask2Former counts the prediction of its learned queries as a layer.
+        "decoder_layers": former["DEC_LAYERS"] - is_mask2former,
+        # Mask2Former reads no ENC_LAYERS.
+        "decoder_encoder_layers": 0 if is_mask2former else former["ENC_LAYERS"],
+        "pre_norm": former["PRE_NORM"],
+        "enforce_input_projection": former["ENFORCE_INPUT_PROJ"],
+        "num_queries": former["NUM_OBJECT_QUERIES"],
+        "use_auxiliary_loss": former["DEEP_SUPERVISION"],
+        "mask_weight": former["MASK_WEIGHT"],
+        "dice_weight": former["DICE_WEIGHT"],
+        "no_object_weight": former["NO_OBJECT_WEIGHT"],
+        "task": _task(former["TEST"]),
+        "object_mask_threshold": former["TEST"]["OBJECT_MASK_THRESHOLD"],
+        "overlap_mask_area_threshold": former["TEST"]["OVERLAP_THRESHOLD"],
+        "num_labels": head["NUM_CLASSES"],
+    }
+    return config_class(**{**fields, **(_mask2former(head, former) if is_mask2former else {})})
+
+
+def _mask2former(head: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are Mask2Former's alone."""
+    name = "MultiScaleMaskedTransformerDecoder"
+    _require("MASK_FORMER.TRANSFORMER_DECODER_NAME", former["TRANSFORMER_DECODER_NAME"], [name])
+    _require("SEM_SEG_HEAD.COMMON_STRIDE", head["COMMON_STRIDE"], [4])
+    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
+    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
+    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
+    return {
+        **MASK2FORMER_PARTS,
+        "encoder_levels": len(encoded),
+        "encoder_ffn_dim": DEFORMABLE_FFN_DIM,
+        "class_weight": former["CLASS_WEIGHT"],
+        "num_points": former["TRAIN_NUM_POINTS"],
+        "oversample_ratio": former["OVERSAMPLE_RATIO"],
+        "importance_sample_ratio": former["IMPORTANCE_SAMPLE_RATIO"],
+    }
+
+
+def _task(test: Mapping[str, Any]) -> str:
+    """MaskFormer has no instances. Mask2Former's panoptic models do the other tasks besides."""
+    if test["PANOPTIC_ON"]:
+        return "panoptic"
+    return "instance" if test.get("INSTANCE_ON") else "semantic"
 
 
 def _resnet_config(resnets: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Which parts a model of the family is made of, and how big they are.
 
-Defaults are those of MaskFormer (https://arxiv.org/abs/2107.06278) with a ResNet-50 backbone. Parts are chosen by
-string. Combinations that cannot be built are refused here, by name and value, before any memory is spent on weights.
+Defaults are those of MaskFormer (https://arxiv.org/abs/2107.06278) with a ResNet-50 backbone; the fields that make a
+Mask2Former of it are `presets.MASK2FORMER`. Parts are chosen by string. Combinations that cannot be built are refused
+here, by name and value, before any memory is spent on weights.
 """
 
 from dataclasses import fields
@@ -13,8 +14,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .remote_code import CodeOnTheHub
 from .transformers_layout import MODEL_TYPE, RENAMED_FIELDS, translate_config
 
-PIXEL_DECODERS = ("fpn", "transformer_fpn")
-TRANSFORMER_DECODERS = ("detr",)
+PIXEL_DECODERS = ("fpn", "transformer_fpn", "deformable")
+TRANSFORMER_DECODERS = ("detr", "masked")
 MASK_LOSSES = ("dense", "points")
 MASK_TERMS = ("focal", "cross_entropy")
 MATCHINGS = ("dense", "points")
@@ -48,13 +49,18 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
-        pixel_decoder: `"fpn"`, or `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc").
+        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels.
         feature_size: Width C of the pixel decoder, a multiple of 32.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
-        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`.
-        transformer_decoder: `"detr"`.
+        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
+        encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
+        encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
+        transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
+            turn, within the masks of the layer before.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
-        decoder_layers: Transformer decoder layers L.
+        decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
+            the original and transformers count it as a layer.
         decoder_encoder_layers: Encoder layers in front of the decoder, inside the query module. 0 in every released
             model.
         pre_norm: LayerNorm in front of attention and feed-forward network in place of behind.
@@ -70,6 +76,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             focal loss, or `"cross_entropy"`, Mask2Former's binary cross-entropy.
         matching: Costs from `"dense"` masks at the size of the predictions, as in MaskFormer, or from `num_points`
             random `"points"` that all masks of an image share, as in Mask2Former.
+        intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
+            Mask2Former; else all that it won.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
@@ -90,6 +98,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     feature_size: int = 256
     mask_feature_size: int = 256
     encoder_layers: int = 6
+    encoder_levels: int = 3
+    encoder_ffn_dim: int | None = None
 
     transformer_decoder: str | None = "detr"
     hidden_size: int = 256
@@ -118,6 +128,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     label_ids_to_fuse: list[int] | tuple[int, ...] | None = None
     object_mask_threshold: float | int = 0.8
     overlap_mask_area_threshold: float | int = 0.8
+    intersect_with_mask: bool = False
 
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
@@ -186,8 +197,17 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             raise ValueError(
                 f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {self.feature_size}."
             )
+        if not 1 <= self.encoder_levels <= NUM_FEATURE_LEVELS:
+            raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
+        if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
+            raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        if self.transformer_decoder == "masked" and self.decoder_encoder_layers:
+            raise ValueError(
+                "`transformer_decoder='masked'` has no encoder in front: `decoder_encoder_layers` must be 0, got "
+                f"{self.decoder_encoder_layers}."
+            )
         widths = {"hidden_size": self.hidden_size}
-        if self.pixel_decoder == "transformer_fpn":
+        if self.pixel_decoder in ("transformer_fpn", "deformable"):
             widths["feature_size"] = self.feature_size
         for name, width in widths.items():
             # The sine position encoding spends a half of the channels on each axis, in pairs of sine and cosine.

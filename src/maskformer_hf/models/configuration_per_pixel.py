@@ -4,9 +4,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_maskformer import CHOICES, TRANSFORMER_DECODERS, MaskFormerHfConfig
+from .configuration_maskformer import CHOICES, MaskFormerHfConfig
 
-PER_PIXEL_CHOICES = {**CHOICES, "transformer_decoder": (None, *TRANSFORMER_DECODERS), "task": ("semantic",)}
+PER_PIXEL_CHOICES = {**CHOICES, "transformer_decoder": (None, "detr"), "task": ("semantic",)}
 
 
 @strict

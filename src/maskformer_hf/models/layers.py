@@ -74,21 +74,67 @@ class Attention(nn.Module):
         Returns the result (B, S, C), and the weights (B, heads, S, T) if `need_weights`, which takes the slower way
         of writing them out.
         """
-        q_BhSd = self._split_heads(self.q_proj(query))
-        k_BhTd = self._split_heads(self.k_proj(key))
-        v_BhTd = self._split_heads(self.v_proj(value))
-        dropout = self.dropout if self.training else 0.0
-        weights_BhST = None
-        if need_weights:
-            logits_BhST = q_BhSd @ k_BhTd.transpose(-1, -2) * q_BhSd.shape[-1] ** -0.5
-            weights_BhST = logits_BhST.softmax(-1)
-            result_BhSd = F.dropout(weights_BhST, dropout) @ v_BhTd
-        else:
-            result_BhSd = F.scaled_dot_product_attention(q_BhSd, k_BhTd, v_BhTd, dropout_p=dropout)
-        return self.o_proj(result_BhSd.transpose(1, 2).flatten(2)), weights_BhST
+        projected = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        result, weights = attend(*projected, self.num_heads, self.dropout if self.training else 0.0, need_weights)
+        return self.o_proj(result), weights
 
-    def _split_heads(self, states_BSC: torch.Tensor) -> torch.Tensor:
-        return states_BSC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+class PackedAttention(nn.Module):
+    """Multi-head attention to what each query sees, with the projections of queries, keys and values in one matrix: in
+    this form Mask2Former's cross-attention is in every checkpoint."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(hidden_size, 3 * hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def init_weights(self):
+        for projection in (self.in_proj, self.o_proj):
+            init.xavier_uniform_(projection.weight)
+            init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        need_weights: bool,
+        seen_BST: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As [`Attention`]. `seen_BST`: what each query attends to, bool, at least one cell each."""
+        parts = zip((query, key, value), self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3), strict=True)
+        q, k, v = (F.linear(states, weight, bias) for states, weight, bias in parts)
+        dropout = self.dropout if self.training else 0.0
+        result, weights = attend(q, k, v, self.num_heads, dropout, need_weights, seen_BST[:, None])
+        return self.o_proj(result), weights
+
+
+def attend(
+    q_BSC: torch.Tensor,
+    k_BTC: torch.Tensor,
+    v_BTC: torch.Tensor,
+    num_heads: int,
+    dropout: float,
+    need_weights: bool,
+    seen: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Result (B, S, C) of attention in heads, and its weights (B, heads, S, T) if asked for.
+
+    `seen`: false where nothing may be attended to, bool, broadcast to the weights.
+    """
+    q_BhSd, k_BhTd, v_BhTd = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BSC, k_BTC, v_BTC))
+    weights_BhST = None
+    if need_weights:
+        logits_BhST = q_BhSd @ k_BhTd.transpose(-1, -2) * q_BhSd.shape[-1] ** -0.5
+        if seen is not None:
+            logits_BhST = logits_BhST.masked_fill(~seen, -torch.inf)
+        weights_BhST = logits_BhST.softmax(-1)
+        result_BhSd = F.dropout(weights_BhST, dropout) @ v_BhTd
+    else:
+        result_BhSd = F.scaled_dot_product_attention(q_BhSd, k_BhTd, v_BhTd, attn_mask=seen, dropout_p=dropout)
+    return result_BhSd.transpose(1, 2).flatten(2), weights_BhST
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,4 @@
-"""MaskFormer assembled from its parts (https://arxiv.org/abs/2107.06278, figure 2)."""
+"""MaskFormer (https://arxiv.org/abs/2107.06278, figure 2) and Mask2Former assembled from their parts."""
 
 import copy
 import logging
@@ -20,10 +20,12 @@ from .modeling_outputs import (
     MaskFormerHfModelOutput,
     TransformerDecoderOutput,
 )
+from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .remote_code import CodeOnTheHub
-from .segmentation_head import SegmentationHead
+from .segmentation_head import ClassHead, SegmentationHead
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformer_decoder_masked import MaskedTransformerDecoder
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -40,9 +42,22 @@ def _transformer_fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.M
         config.mask_feature_size,
         num_layers=config.encoder_layers,
         num_heads=config.num_attention_heads,
-        ffn_dim=config.ffn_dim,
+        ffn_dim=config.encoder_ffn_dim or config.ffn_dim,
         dropout=config.dropout,
         pre_norm=config.pre_norm,
+    )
+
+
+def _deformable(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
+    return DeformablePixelDecoder(
+        in_channels,
+        config.feature_size,
+        config.mask_feature_size,
+        num_levels=config.encoder_levels,
+        num_layers=config.encoder_layers,
+        num_heads=config.num_attention_heads,
+        ffn_dim=config.encoder_ffn_dim or config.ffn_dim,
+        dropout=config.dropout,
     )
 
 
@@ -61,9 +76,26 @@ def _detr(config: MaskFormerHfConfig, memory_channels: Sequence[int]) -> nn.Modu
     )
 
 
+def _masked(config: MaskFormerHfConfig, memory_channels: Sequence[int]) -> nn.Module:
+    return MaskedTransformerDecoder(
+        memory_channels,
+        config.hidden_size,
+        config.mask_feature_size,
+        config.num_queries,
+        num_layers=config.decoder_layers,
+        num_heads=config.num_attention_heads,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+        pre_norm=config.pre_norm,
+        enforce_input_projection=config.enforce_input_projection,
+    )
+
+
 # The tables of parts: a new part is a file and a line here, and a name in the configuration.
-PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": _transformer_fpn}
-TRANSFORMER_DECODERS = {"detr": _detr}
+PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": _transformer_fpn, "deformable": _deformable}
+TRANSFORMER_DECODERS = {"detr": _detr, "masked": _masked}
+# By transformer decoder; what is not here has the default.
+HEADS: dict[str | None, type[ClassHead]] = {"masked": ClassHead}
 
 
 class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
@@ -73,7 +105,12 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
     input_modalities = ("image",)  # pyrefly: ignore[bad-assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["TransformerEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "TransformerEncoderLayer",
+        "DeformableEncoderLayer",
+        "DetrDecoderLayer",
+        "MaskedDecoderLayer",
+    ]
     # BatchNorm's counter means nothing when its statistics are frozen.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", *IGNORED_WEIGHTS]  # noqa: RUF012
@@ -233,7 +270,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         pixels = self.pixel_decoder(features, need_weights)
         decoded = TransformerDecoderOutput(queries=())
         if self.transformer_decoder is not None:
-            decoded = self.transformer_decoder(pixels.memory, every_layer or bool(output_hidden_states), need_weights)
+            decoded = self.transformer_decoder(pixels, every_layer or bool(output_hidden_states), need_weights)
         output = MaskFormerHfModelOutput(
             transformer_decoder_last_hidden_state=decoded.queries[-1] if decoded.queries else None,
             pixel_decoder_last_hidden_state=pixels.embeddings,
@@ -244,6 +281,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             encoder_attentions=pixels.attentions,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
+            mask_embeddings=decoded.mask_embeddings,
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -266,13 +304,14 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
 
 class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
-    """MaskFormer with its heads: semantic, instance and panoptic segmentation with one model and one loss."""
+    """MaskFormer or Mask2Former with its heads: every kind of segmentation with one model and one loss."""
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
         num_labels: Any = config.num_labels
         self.model = MaskFormerHfModel(config)
-        self.head = SegmentationHead(config.hidden_size, config.mask_feature_size, num_labels)
+        head = HEADS.get(config.transformer_decoder, SegmentationHead)
+        self.head = head(config.hidden_size, config.mask_feature_size, num_labels)
         self.criterion = Criterion(
             num_labels,
             class_weight=config.class_weight,
@@ -334,7 +373,11 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             every_layer=every_layer,
             return_dict=True,
         )
-        class_logits, mask_logits = self.head(stack_queries(base, every_layer), base.pixel_decoder_last_hidden_state)
+        class_logits, mask_logits = self.head(
+            stack_queries(base, every_layer),
+            _stack_mask_embeddings(base, every_layer),
+            base.pixel_decoder_last_hidden_state,
+        )
         loss = loss_dict = None
         if mask_labels is not None:
             supervised = slice(None) if supervise else slice(-1, None)
@@ -348,7 +391,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
                 for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
             ]
         keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
-        hidden_states = {} if keep_hidden_states else {"transformer_decoder_hidden_states": None}
+        dropped = {"mask_embeddings"} | (set() if keep_hidden_states else {"transformer_decoder_hidden_states"})
         output = MaskFormerHfForUniversalSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -357,7 +400,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             image_sizes=image_sizes_of(pixel_values, pixel_mask),
             padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
             auxiliary_logits=auxiliary_logits,
-            **{**base, **hidden_states},
+            **{name: value for name, value in base.items() if name not in dropped},
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -367,6 +410,13 @@ def stack_queries(base: Any, every_layer: bool) -> torch.Tensor:
     if every_layer:
         return torch.stack(base.transformer_decoder_hidden_states)
     return base.transformer_decoder_last_hidden_state[None]
+
+
+def _stack_mask_embeddings(base: Any, every_layer: bool) -> torch.Tensor | None:
+    """The same of mask embeddings, where the transformer decoder made them."""
+    if base.mask_embeddings is None:
+        return None
+    return torch.stack(base.mask_embeddings) if every_layer else base.mask_embeddings[-1][None]
 
 
 def check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor):

@@ -15,7 +15,8 @@ class PixelDecoderOutput(NamedTuple):
     """
     embeddings: Pixel embeddings, (B, C, H/4, W/4).
     memory: What the transformer decoder attends to, (B, C, h, w) each, coarsest first.
-    attentions: Attention weights of each encoder layer, (B, heads, hw, hw), if asked for.
+    attentions: Attention weights of each encoder layer, (B, heads, hw, hw), or of deformable attention (B, heads, cells
+        of all levels, points that each looks at), if asked for.
     """
 
     embeddings: torch.Tensor
@@ -28,11 +29,14 @@ class TransformerDecoderOutput(NamedTuple):
     queries: Normalised query embeddings (B, Q, C) of each decoder layer that was asked for; the last one is the result.
     attentions: Self-attention weights of each layer, (B, heads, Q, Q), if asked for.
     cross_attentions: Cross-attention weights of each layer, (B, heads, Q, hw), if asked for.
+    mask_embeddings: (B, Q, C) of the same layers as `queries`, of decoders that need masks themselves; else the head
+        makes them.
     """
 
     queries: tuple[torch.Tensor, ...]
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+    mask_embeddings: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -47,6 +51,8 @@ class MaskFormerHfModelOutput(ModelOutput):
         transformer_decoder_hidden_states: Query embeddings (B, Q, C) of each decoder layer, if asked for.
         encoder_attentions, decoder_attentions, cross_attentions: Attention weights of the pixel decoder's encoder, of
             the decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
+        mask_embeddings: What the head multiplies with the pixel embeddings, (B, Q, C), of the last decoder layer or of
+            all in `transformer_decoder_hidden_states`, if the decoder makes them.
     """
 
     transformer_decoder_last_hidden_state: torch.Tensor | None = None
@@ -58,6 +64,7 @@ class MaskFormerHfModelOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+    mask_embeddings: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass

@@ -9,26 +9,44 @@ from transformers import initialization as init
 from .layers import MLP, keep_rows
 
 
-class SegmentationHead(nn.Module):
-    """A linear classifier with a no-object class, and an MLP whose result is multiplied with the pixel embeddings."""
+class ClassHead(nn.Module):
+    """A linear classifier with a no-object class, for decoders that make the mask embeddings themselves."""
 
     def __init__(self, hidden_size: int, mask_feature_size: int, num_labels: int):
         super().__init__()
         self.class_predictor = nn.Linear(hidden_size, num_labels + 1)
-        self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
 
     def forward(
-        self, queries_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor
+        self,
+        queries_LBQC: torch.Tensor,
+        mask_embeddings_LBQC: torch.Tensor | None,
+        pixel_embeddings_BChw: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (L, B, Q, K+1) and mask logits (L, B, Q, h, w) of all decoder layers at once."""
-        masks_LBQhw = _multiply(self.mask_embedder(queries_LBQC), pixel_embeddings_BChw)
-        return self.class_predictor(queries_LBQC), masks_LBQhw
+        assert mask_embeddings_LBQC is not None, "the part tables pair this head with decoders that make them"
+        return self.class_predictor(queries_LBQC), _multiply(mask_embeddings_LBQC, pixel_embeddings_BChw)
 
     def change_classes(self, rows: Sequence[int | None]):
         """Replace the classifier: class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
         old = self.class_predictor
         new = nn.Linear(old.in_features, len(rows) + 1, device=old.weight.device, dtype=old.weight.dtype)
         self.class_predictor = keep_rows(new, old, [*rows, old.out_features - 1])
+
+
+class SegmentationHead(ClassHead):
+    """The classifier, and an MLP whose result is multiplied with the pixel embeddings."""
+
+    def __init__(self, hidden_size: int, mask_feature_size: int, num_labels: int):
+        super().__init__(hidden_size, mask_feature_size, num_labels)
+        self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
+
+    def forward(
+        self,
+        queries_LBQC: torch.Tensor,
+        mask_embeddings_LBQC: torch.Tensor | None,
+        pixel_embeddings_BChw: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(queries_LBQC, self.mask_embedder(queries_LBQC), pixel_embeddings_BChw)
 
 
 class QueryPixelHead(nn.Module):

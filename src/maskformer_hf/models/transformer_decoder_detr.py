@@ -8,7 +8,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .layers import Attention, FeedForward, TransformerEncoder, init_convolutions, keep_rows
-from .modeling_outputs import TransformerDecoderOutput
+from .modeling_outputs import PixelDecoderOutput, TransformerDecoderOutput
 from .position_encoding import sine_position_encoding
 
 
@@ -93,13 +93,13 @@ class DetrTransformerDecoder(nn.Module):
         self.query_position = keep_rows(new, old, rows)
 
     def forward(
-        self, memory: tuple[torch.Tensor, ...], every_layer: bool, need_weights: bool = False
+        self, pixels: PixelDecoderOutput, every_layer: bool, need_weights: bool = False
     ) -> TransformerDecoderOutput:
-        """Query the first level of `memory`, (B, C, h, w).
+        """Query the first level of the memory of `pixels`, (B, C, h, w).
 
         `every_layer`: return the queries of all layers and not only those of the last.
         """
-        states = self.input_projection(memory[0])
+        states = self.input_projection(pixels.memory[0])
         batch_size, channels, height, width = states.shape
         position = sine_position_encoding(height, width, channels, states.device, states.dtype)
         position_BSC = position.flatten(2).transpose(1, 2)

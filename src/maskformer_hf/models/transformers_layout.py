@@ -9,6 +9,16 @@ from transformers import MaskFormerConfig
 
 MODEL_TYPE = "maskformer"
 
+# Fields that make a Mask2Former and no transformers configuration has: its class says it all.
+MASK2FORMER_PARTS = {
+    "pixel_decoder": "deformable",
+    "transformer_decoder": "masked",
+    "mask_loss": "points",
+    "mask_term": "cross_entropy",
+    "matching": "points",
+    "intersect_with_mask": True,
+}
+
 # Our field -> theirs.
 FIELDS = {
     "feature_size": "fpn_feature_size",

@@ -1,0 +1,120 @@
+"""Mask2Former's pixel decoder: deformable attention among several levels, and a pyramid from there to stride 4."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .deformable_attention import DeformableAttention, SamplingPlan, plan_sampling
+from .layers import ConvNorm, FeedForward, init_convolutions
+from .modeling_outputs import PixelDecoderOutput
+from .position_encoding import sine_position_encoding
+
+# Points that every head of every cell looks at on every map.
+NUM_POINTS = 4
+# Maps that the transformer decoder attends to in turn, of strides 32, 16 and 8.
+NUM_MEMORY_LEVELS = 3
+
+
+class DeformableEncoderLayer(GradientCheckpointingLayer):
+    """Deformable DETR's encoder layer, norms behind attention and feed-forward network."""
+
+    def __init__(self, hidden_size: int, num_heads: int, num_levels: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.self_attn = DeformableAttention(hidden_size, num_heads, num_levels, NUM_POINTS)
+        self.self_attn_norm = nn.LayerNorm(hidden_size)
+        self.ffn = FeedForward(hidden_size, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states_BSC: torch.Tensor, position_SC: torch.Tensor, plan: SamplingPlan, need_weights: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        update, weights = self.self_attn(states_BSC, position_SC, plan, need_weights)
+        states_BSC = self.self_attn_norm(states_BSC + self.dropout(update))
+        return self.ffn_norm(states_BSC + self.dropout(self.ffn(states_BSC))), weights
+
+
+class DeformablePixelDecoder(nn.Module):
+    """The coarsest `num_levels` maps see each other; the finer ones are joined from above, as in a feature pyramid.
+
+    Unlike MaskFormer's pyramid it is upsampled bilinearly, and the last step is a 1x1 convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        feature_size: int,
+        mask_feature_size: int,
+        num_levels: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        coarsest_first = list(reversed(in_channels))
+        encoded, finer = coarsest_first[:num_levels], coarsest_first[num_levels:]
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, feature_size, 1), nn.GroupNorm(32, feature_size)) for channels in encoded
+        )
+        # A bare parameter, as in the original, where those decay and embeddings do not.
+        self.level_embedding = nn.Parameter(torch.zeros(num_levels, feature_size))
+        self.layers = nn.ModuleList(
+            DeformableEncoderLayer(feature_size, num_heads, num_levels, ffn_dim, dropout) for _ in range(num_layers)
+        )
+        self.laterals = nn.ModuleList(ConvNorm(channels, feature_size, 1, activation=False) for channels in finer)
+        self.outputs = nn.ModuleList(ConvNorm(feature_size, feature_size, 3, activation=True) for _ in finer)
+        self.mask_projection = nn.Conv2d(feature_size, mask_feature_size, 1)
+        self.memory_channels = (feature_size,) * NUM_MEMORY_LEVELS
+
+    def init_weights(self):
+        for part in (self.laterals, self.outputs, self.mask_projection):
+            init_convolutions(part)
+        for projection in self.input_projections:
+            convolution: Any = projection.get_submodule("0")
+            init.xavier_uniform_(convolution.weight)
+            init.zeros_(convolution.bias)
+        init.normal_(self.level_embedding)
+
+    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
+        """`features`: maps (B, C_s, H/s, W/s) of strides s = 4, 8, 16, 32."""
+        coarsest_first = features[::-1]
+        num_levels = len(self.input_projections)
+        maps, attentions = self.encode(coarsest_first[:num_levels], need_weights)
+        for lateral, output, feature in zip(self.laterals, self.outputs, coarsest_first[num_levels:], strict=True):
+            upsampled = F.interpolate(maps[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
+            maps.append(output(lateral(feature) + upsampled))
+        return PixelDecoderOutput(
+            self.mask_projection(maps[-1]),
+            memory=tuple(maps[:NUM_MEMORY_LEVELS]),
+            attentions=attentions if need_weights else None,
+        )
+
+    def encode(
+        self, features: tuple[torch.Tensor, ...], need_weights: bool
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+        """The maps after the encoder, (B, C, h, w) each, and its attention weights."""
+        maps = [project(feature) for project, feature in zip(self.input_projections, features, strict=True)]
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
+        plan = plan_sampling(sizes, self.num_heads, NUM_POINTS, maps[0].device)
+        states_BSC = torch.cat([feature.flatten(2).transpose(1, 2) for feature in maps], dim=1)
+        positions = []
+        for level, (height, width) in enumerate(sizes):
+            channels, device, dtype = states_BSC.shape[-1], states_BSC.device, states_BSC.dtype
+            position = sine_position_encoding(height, width, channels, device, dtype)
+            positions.append(position[0].flatten(1).T + self.level_embedding[level])
+        position_SC = torch.cat(positions)
+        attentions = []
+        for layer in self.layers:
+            states_BSC, weights = layer(states_BSC, position_SC, plan, need_weights)
+            attentions.append(weights)
+        encoded = states_BSC.split([height * width for height, width in sizes], dim=1)
+        # In channels-last memory, which is how the cells lie.
+        return [cells.transpose(1, 2).unflatten(2, size) for cells, size in zip(encoded, sizes, strict=True)], tuple(
+            attentions
+        )
