@@ -31,8 +31,8 @@ class CocoInstances(Dataset[Sample]):
     Args:
         json_path: the json. Its categories, in the order of their ids, are the classes; categories of one name are one.
         images: folder that the json's file names count from. If None, found: `images/` next to the json, the json's
-            own folder, the folder above, and there `images/`, or a folder called as the end of the json's name, as
-            `train2017/` is for `annotations/instances_train2017.json`.
+            own folder, there a folder called as the end of the json's name, as `train2017/` is for
+            `instances_train2017.json`, that below `images/`; or the same one folder above.
 
     Attributes:
         records: the Arrow table, one row an image: file_name, height, width, and of each annotation its id, label,
@@ -291,11 +291,15 @@ def _json_file(path: str | Path) -> Path:
 
 def _image_folder(json_path: Path, names: list[str], images: str | Path | None) -> str:
     """The folder that the json's file names count from. Raises ValueError naming the photos that are not there."""
-    above = json_path.parent.parent
     # instances_train2017.json -> train2017
     end = json_path.stem.split("_", 1)[-1]
-    candidates = [json_path.parent / "images", json_path.parent, above / "images", above, above / end]
-    candidates = [*candidates, above / "images" / end] if images is None else [Path(images)]
+    candidates = [
+        base / below
+        for base in (json_path.parent, json_path.parent.parent)
+        for below in ("images", "", end, f"images/{end}")
+    ]
+    if images is not None:
+        candidates = [Path(images)]
     first = names[:20]
     best = max(candidates, key=lambda folder: sum((folder / name).is_file() for name in first))
     missing = missing_files(os.path.join(best, name) for name in names)

@@ -49,17 +49,18 @@ def arrow_records(source: Path, kind: str, parse: Callable[[Path], Parsed]) -> t
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with pyarrow.OSFile(str(unfinished), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-                while batch := list(islice(iterator, BATCH)):
-                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            os.replace(unfinished, path)
+            try:
+                with pyarrow.OSFile(str(unfinished), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+                    while batch := list(islice(iterator, BATCH)):
+                        writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
                 f"the records of {source} cannot be written to {folder}: {error}; set HF_DATASETS_CACHE to a folder "
                 "with room"
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
     with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
         facts = json.loads(reader.schema.metadata[METADATA_KEY])
     return ArrowDataset.from_file(str(path)), facts
