@@ -187,6 +187,10 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         load_pretrained_backbone(base_model.backbone, source, backbone_weights)
         return model
 
+    def get_input_embeddings(self) -> Any:
+        """None: no table of tokens. FSDP through Accelerate asks."""
+        return None
+
     def change_labels(self, config: PreTrainedConfig):
         """Take the labels of `config`: what belongs to classes with a known name is kept, the rest starts afresh."""
         old: Any = self.config.id2label

@@ -25,6 +25,7 @@ from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
 from .building import build_model, build_processor, label_fields, open_data, training_record, write_model
 from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
+from .distributed import is_sharded, load_checkpoint, prepare_sharding, whole_model
 from .evaluation import evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
 from .step import training_step
@@ -83,8 +84,9 @@ def train_model(
         _keep_float32(model, name, accelerator.device.type)
     optimizer = build_optimizer(model, recipe.optimization)
     learning_rate_factor = schedule(recipe.optimization, recipe.steps)
+    model_class = type(model)
+    prepare_sharding(accelerator, model)
     model, optimizer = accelerator.prepare(model, optimizer)
-    bare_model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     average = None
     if recipe.optimization.ema_decay > 0:
         average = WeightAverage(model.parameters(), recipe.optimization.ema_decay)
@@ -102,12 +104,19 @@ def train_model(
             f"{output_dir} already holds {checkpoints[-1].name}; pass --resume to go on, or choose another --output"
         )
     if checkpoints:
-        accelerator.load_state(str(checkpoints[-1]))
+        load_checkpoint(accelerator, checkpoints[-1])
         logger.info("resumed from %s", checkpoints[-1])
 
     batches = _batches(accelerator, training_data, processor, recipe, progress.step)
     start = time.perf_counter() - progress.seconds
     evaluation = None
+
+    def whole() -> Any:
+        result = whole_model(accelerator, model, model_class)
+        if is_sharded(accelerator):
+            for name in recipe.float32_modules:
+                _keep_float32(result, name, accelerator.device.type)
+        return result
 
     def record(result: dict[str, Any] | None) -> dict[str, Any]:
         return training_record(
@@ -152,14 +161,14 @@ def train_model(
         if validation_data is not None and (finished or progress.step % recipe.evaluate_every == 0):
             with average.applied() if average else nullcontext():
                 evaluation = _evaluate_and_keep_best(
-                    accelerator, bare_model, processor, validation_data, recipe, output_dir, progress, record
+                    accelerator, whole(), processor, validation_data, recipe, output_dir, progress, record
                 )
             log.evaluation(progress.step, evaluation)
         if finished or progress.step % recipe.save_every == 0:
             _save_checkpoint(accelerator, output_dir, progress.step)
         log.leave_out(time.perf_counter() - pause)
     log.close()
-    return _export(accelerator, bare_model, average, processor, recipe, output_dir, record(evaluation))
+    return _export(accelerator, whole, average, processor, recipe, output_dir, record(evaluation))
 
 
 def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
@@ -275,7 +284,7 @@ def _save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> N
 
 def _export(
     accelerator: Accelerator,
-    model: Any,
+    whole: Callable[[], Any],
     average: WeightAverage | None,
     processor: Any,
     recipe: Recipe,
@@ -283,16 +292,17 @@ def _export(
     record: dict[str, Any],
 ) -> Path:
     target = output_dir / "model"
-    if accelerator.is_main_process:
-        best = numbered_folders(output_dir, BEST)
-        unfinished = begin_folder(target)
-        if best and recipe.export_weights == "best":
-            shutil.copytree(best[-1], unfinished, dirs_exist_ok=True)
-        else:
-            with average.applied() if average else nullcontext():
+    best = numbered_folders(output_dir, BEST)
+    with average.applied() if average else nullcontext():
+        model = whole()
+        if accelerator.is_main_process:
+            unfinished = begin_folder(target)
+            if best and recipe.export_weights == "best":
+                shutil.copytree(best[-1], unfinished, dirs_exist_ok=True)
+            else:
                 write_model(model, processor, unfinished, getattr(torch, recipe.export_dtype), record)
-        finish_folder(target)
-    accelerator.wait_for_everyone()
+            finish_folder(target)
+        accelerator.wait_for_everyone()
     return target
 
 

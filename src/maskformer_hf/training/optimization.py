@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .arguments import OptimizationArguments
+from .distributed import all_of, local_part
 
 NORM_LAYERS = (
     nn.LayerNorm,
@@ -107,7 +109,7 @@ class WeightAverage:
     """An exponential moving average of the trainable weights.
 
     The decay grows as (1 + n) / (10 + n) towards `decay`, so that the average forgets the random start within a short
-    run. Buffers are not averaged.
+    run. Buffers are not averaged. Sharded weights have sharded averages.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -120,7 +122,8 @@ class WeightAverage:
     def update(self) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1.0 - decay)
+        trained = [local_part(parameter.detach()) for parameter in self.parameters]
+        torch._foreach_lerp_([local_part(average) for average in self.averages], trained, 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -139,9 +142,11 @@ class WeightAverage:
             average.copy_(trained)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "averages": self.averages}
+        return {"updates": self.updates, "averages": [all_of(average) for average in self.averages]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
         for average, saved in zip(self.averages, state["averages"], strict=True):
+            if isinstance(average, DTensor):
+                saved = distribute_tensor(saved.to(average.device), average.device_mesh, average.placements)
             average.copy_(saved)

@@ -7,6 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .distributed import all_of
+
 
 def training_step(
     accelerator: Accelerator,
@@ -33,7 +35,7 @@ def training_step(
             if accelerator.sync_gradients and max_gradient_norm > 0:
                 norm = accelerator.clip_grad_norm_(model.parameters(), max_gradient_norm)
                 assert norm is not None, "it is None only under DeepSpeed's own optimizer"
-                sums["gradient_norm"] = norm
+                sums["gradient_norm"] = all_of(norm)
             optimizer.step()
             optimizer.zero_grad()
         final_layer = {name: value for name, value in loss_dict.items() if not name[-1].isdigit()}
