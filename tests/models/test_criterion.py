@@ -281,6 +281,83 @@ def test_evaluation_does_not_move_and_training_does():
     assert criterion(*arguments)[0] != criterion(*arguments)[0]
 
 
+# --- cross-entropy, clips, compilation
+
+
+@pytest.mark.parametrize("mask_loss", ["dense", "points"])
+def test_cross_entropy_in_place_of_focal_loss(mask_loss, monkeypatch):
+    """Of constant predictions and full targets: log(1 + e^-x), wherever one looks; and other terms do not change."""
+    look_at(0.25 + 0.5 * torch.rand(500, 2), monkeypatch)
+    class_logits, mask_logits = predictions(layers=1)[0], torch.full((1, 2, 6, 8, 12), 0.7)
+    masks, labels = [torch.ones(1, 32, 48, dtype=torch.bool)] * 2, [torch.tensor([0]), torch.tensor([1])]
+    focal, cross_entropy = (
+        make_criterion(mask_loss=mask_loss, mask_term=term)(class_logits, mask_logits, masks, labels)[1]
+        for term in ("focal", "cross_entropy")
+    )
+    assert cross_entropy["loss_mask"].item() == pytest.approx(np.log1p(np.exp(-0.7)), rel=1e-5)
+    assert focal["loss_mask"].item() == pytest.approx(0.25 * sigmoid(-0.7) ** 2 * np.log1p(np.exp(-0.7)), rel=1e-5)
+    for term in ("loss_ce", "loss_dice"):
+        assert focal[term] == cross_entropy[term]
+
+
+@pytest.mark.parametrize("matching", ["dense", "points"])
+@pytest.mark.parametrize("counts", [[3, 1], [0, 2], [8, 1]])
+def test_clips_of_equal_frames_are_images(counts, matching):
+    """T equal frames have the costs of one; each is a mask of the loss, which is not divided by T."""
+    class_logits, mask_logits = predictions()
+    masks, labels = targets(counts)
+    void = torch.zeros(2, 32, 48, dtype=torch.bool)
+    void[:, 20:] = True
+    criterion = make_criterion(matching=matching, mask_term="cross_entropy")
+    _, image = criterion(class_logits, mask_logits, masks, labels, void)
+    clip_logits, clip_void = (
+        mask_logits[:, :, :, None].expand(-1, -1, -1, 3, -1, -1),
+        void[:, None].expand(-1, 3, -1, -1),
+    )
+    clip_masks = [mask[:, None].expand(-1, 3, -1, -1) for mask in masks]
+    _, clip = criterion(class_logits, clip_logits, clip_masks, labels, clip_void)
+    for name, loss in image.items():
+        factor = 1 if name.startswith("loss_ce") else 3
+        assert clip[name].item() == pytest.approx(factor * loss.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("mask_loss", ["dense", "points"])
+def test_gradients_reach_the_matched_masks_only(mask_loss):
+    """As by plain indexing, and in the memory layout of the predictions, whatever it is."""
+    class_logits, mask_logits = predictions()
+    leaf = mask_logits.transpose(0, 1).contiguous().requires_grad_()
+    masks, labels = targets([3, 1])
+    total, _ = make_criterion(mask_loss=mask_loss)(class_logits, leaf.transpose(0, 1), masks, labels)
+    total.backward()
+    assert (leaf.grad.flatten(3).abs().amax(-1) > 0).sum((0, 1, 2)) == 2 * 4
+    other = mask_logits.clone().requires_grad_()
+    make_criterion(mask_loss=mask_loss)(class_logits, other, masks, labels)[0].backward()
+    torch.testing.assert_close(leaf.grad.transpose(0, 1), other.grad)
+
+
+class Predictions(torch.nn.Module):
+    """As little of a model as can be trained."""
+
+    def __init__(self, criterion: Criterion):
+        super().__init__()
+        self.criterion = criterion
+        self.class_logits, self.mask_logits = (torch.nn.Parameter(x) for x in predictions())
+
+    def forward(self, scale: torch.Tensor, masks, labels) -> torch.Tensor:
+        return self.criterion(scale * self.class_logits, scale * self.mask_logits, masks, labels)[0] * scale
+
+
+@pytest.mark.parametrize("mask_loss", ["dense", "points"])
+def test_a_compiled_model_trains(mask_loss):
+    model = Predictions(make_criterion(mask_loss=mask_loss))
+    arguments = torch.tensor(2.0), *targets([3, 1])
+    expected = model(*arguments)
+    gradients = torch.autograd.grad(expected, [model.class_logits, model.mask_logits])
+    compiled = torch.compile(model, backend="aot_eager")(*arguments)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled, [model.class_logits, model.mask_logits]), gradients)
+
+
 # --- several processes
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA, match, matching_costs
+from .mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
+from .matcher import match, matching_costs
 from .point_sampling import sample_points, uncertain_points, uniform_points
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class Criterion(nn.Module):
         self.importance_sample_ratio = importance_sample_ratio
         self.warned_of_too_few_queries = False
 
+    # Compiled, a model breaks its graph here: the matching of a step is no computation of a device.
+    @torch.compiler.disable
     def forward(
         self,
         class_logits_LBQK: torch.Tensor,
@@ -80,33 +84,27 @@ class Criterion(nn.Module):
         # A loss that is evaluated must not change from run to run.
         generator = None if self.training else torch.Generator(device).manual_seed(0)
         with torch.autocast(device.type, enabled=False):
-            class_logits_LBQK, mask_logits_LBQhw = class_logits_LBQK.float(), mask_logits_LBQhw.float()
+            class_logits_LBQK = class_logits_LBQK.float()
             counted_BHW = None if void_masks is None else ~void_masks.to(device).bool()
             matches = self._match(
                 class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator
             )
-            num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
             masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
-            offsets = np.cumsum([0, *map(len, class_labels)])
+            image_LM, query_LM, target_LM = _in_target_order(matches, class_labels, device)
+            matched_LMhw = _Matched.apply(mask_logits_LBQhw, image_LM, query_LM).float()
+            mask_losses_L, dice_L = self._mask_losses(
+                matched_LMhw, masks_NHW, target_LM, counted_BHW, image_LM, generator
+            )
+            num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             losses = {}
-            num_layers = len(class_logits_LBQK)
-            # unbind and not indexing: its backward writes one gradient for all layers in place of one each.
-            mask_logits_BQhw = mask_logits_LBQhw.unbind(0)
-            for layer in [num_layers - 1, *range(num_layers - 1)]:
-                suffix = "" if layer == num_layers - 1 else f"_{layer}"
-                image_M, query_M, target_M = _in_target_order(matches[layer], offsets, device)
-                class_loss = self._class_loss(class_logits_LBQK[layer], image_M, query_M, labels_N[target_M])
+            for layer in _last_layer_first(len(class_logits_LBQK)):
+                suffix = "" if layer == len(class_logits_LBQK) - 1 else f"_{layer}"
+                labels_M = labels_N[target_LM[layer]]
+                class_loss = self._class_loss(class_logits_LBQK[layer], image_LM[layer], query_LM[layer], labels_M)
                 losses[f"loss_ce{suffix}"] = class_loss / class_weight_sum
-                matched_Mhw = mask_logits_BQhw[layer][image_M, query_M]
-                # All targets are matched unless there are more of them than queries: then no copy is needed.
-                targets_MHW = masks_NHW if len(target_M) == len(masks_NHW) else masks_NHW[target_M]
-                counted_MHW = None if counted_BHW is None else counted_BHW[image_M]
-                mask_loss, dice = self._mask_losses(
-                    _frames(matched_Mhw), _frames(targets_MHW), _frames(counted_MHW), generator
-                )
-                losses[f"loss_mask{suffix}"] = mask_loss / num_masks
-                losses[f"loss_dice{suffix}"] = dice / num_masks
+                losses[f"loss_mask{suffix}"] = mask_losses_L[layer] / num_masks
+                losses[f"loss_dice{suffix}"] = dice_L[layer] / num_masks
             total = torch.stack([self.weights[_term(name)] * loss for name, loss in losses.items()]).sum()
         return total, losses
 
@@ -150,28 +148,53 @@ class Criterion(nn.Module):
 
     def _mask_losses(
         self,
-        logits_Mhw: torch.Tensor,
-        targets_MHW: torch.Tensor,
-        counted_MHW: torch.Tensor | None,
+        logits_LMhw: torch.Tensor,
+        masks_NHW: torch.Tensor,
+        target_LM: torch.Tensor,
+        counted_BHW: torch.Tensor | None,
+        image_LM: torch.Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Focal loss or cross-entropy, and dice loss, summed over masks."""
-        if len(logits_Mhw) == 0:
-            nothing = logits_Mhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
-            return nothing, nothing
-        mask_loss = focal_loss if self.mask_term == "focal" else cross_entropy_loss
-        if self.mask_loss == "dense":
-            logits = F.interpolate(logits_Mhw[:, None], size=targets_MHW.shape[-2:], mode="bilinear")[:, 0].flatten(1)
-            targets = targets_MHW.flatten(1)
-            counted = None if counted_MHW is None else counted_MHW.flatten(1)
-            return mask_loss(logits, targets, counted), dice_loss(logits, targets, counted)
-        points = uncertain_points(
-            logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator
-        )
-        logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
-        # A point counts as far as its surroundings do.
-        counted = None if counted_MHW is None else sample_points(counted_MHW, points)
-        return mask_loss(logits, targets, counted), dice_loss(logits, targets, counted)
+    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """Focal loss or cross-entropy, and dice loss, of each layer, summed over masks.
+
+        Args:
+            logits_LMhw: The matched ones.
+            target_LM, image_LM: The target and the image of each.
+        """
+        num_layers, num_matched = target_LM.shape
+        if num_matched == 0:
+            nothing = logits_LMhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
+            return [nothing] * num_layers, [nothing] * num_layers
+        if masks_NHW.dim() == 4:
+            num_frames = masks_NHW.shape[1]
+            logits_LMhw, masks_NHW = logits_LMhw.flatten(1, 2), masks_NHW.flatten(0, 1)
+            target_LM, image_LM = _of_frames(target_LM, num_frames), _of_frames(image_LM, num_frames)
+            counted_BHW = None if counted_BHW is None else counted_BHW.flatten(0, 1)
+        # All targets are matched unless there are more of them than queries: then no copy is needed.
+        all_matched = target_LM.shape[1] == len(masks_NHW)
+        if self.mask_loss == "dense" and all_matched:
+            losses_LM, dice_LM = dense_losses(logits_LMhw, masks_NHW, self.mask_term, counted_BHW, image_LM[0])
+            return losses_LM.sum(1).unbind(), dice_LM.sum(1).unbind()
+        mask_losses: list[Any] = [None] * num_layers
+        dice_losses: list[Any] = [None] * num_layers
+        logits_layers = logits_LMhw.unbind()  # its backward writes one gradient for all layers in place of one each
+        for layer in _last_layer_first(num_layers):
+            logits_Mhw, image_M = logits_layers[layer], image_LM[layer]
+            targets_MHW = masks_NHW if all_matched else masks_NHW[target_LM[layer]]
+            if self.mask_loss == "dense":
+                losses_LM, dice_LM = dense_losses(logits_Mhw[None], targets_MHW, self.mask_term, counted_BHW, image_M)
+                mask_losses[layer], dice_losses[layer] = losses_LM.sum(), dice_LM.sum()
+                continue
+            points = uncertain_points(
+                logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, generator
+            )
+            logits, targets = sample_points(logits_Mhw, points), sample_points(targets_MHW, points)
+            # A point counts as far as its surroundings do.
+            counted = None if counted_BHW is None else sample_points(counted_BHW[image_M], points)
+            mask_loss = focal_loss if self.mask_term == "focal" else cross_entropy_loss
+            mask_losses[layer] = mask_loss(logits, targets, counted)
+            dice_losses[layer] = dice_loss(logits, targets, counted)
+        return mask_losses, dice_losses
 
     def _normalizers(self, class_labels: Sequence[torch.Tensor], class_logits_LBQK: torch.Tensor) -> torch.Tensor:
         """What mask losses and class loss are divided by: the number of targets (at least 1) and the sum of the class
@@ -243,66 +266,54 @@ def _as_bool(masks: torch.Tensor, image: int) -> torch.Tensor:
     return masks.bool()
 
 
-def _in_target_order(matches, offsets, device: torch.device) -> torch.Tensor:
-    """Image, query and target of each match, (3, M), targets counted over the whole batch and ascending."""
-    image = np.concatenate([np.full(len(query), i) for i, (query, _) in enumerate(matches)])
-    query = np.concatenate([query for query, _ in matches])
-    target = np.concatenate([target + offset for (_, target), offset in zip(matches, offsets[:-1], strict=True)])
-    order = np.argsort(target)
-    return torch.from_numpy(np.stack((image, query, target))[:, order].astype(np.int64)).to(device)
+class _Matched(torch.autograd.Function):
+    """`mask_logits_LBQhw[layer, image, query]` for all layers, (L, M, h, w); no place is read twice.
+
+    The gradient has the memory layout of the logits, which are a transposed view of a product of matrices: in any
+    other layout it would be copied as a whole on its way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mask_logits_LBQhw: torch.Tensor, image_LM: torch.Tensor, query_LM: torch.Tensor) -> Any:
+        layer_L1 = torch.arange(len(image_LM), device=image_LM.device)[:, None]
+        ctx.save_for_backward(layer_L1, image_LM, query_LM)
+        ctx.size, ctx.stride = mask_logits_LBQhw.shape, mask_logits_LBQhw.stride()
+        return mask_logits_LBQhw[layer_L1, image_LM, query_LM]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
+        (grad_LMhw,) = grad_outputs
+        order = sorted(range(len(ctx.size)), key=lambda dim: -ctx.stride[dim])
+        zeros = grad_LMhw.new_zeros([ctx.size[dim] for dim in order])
+        grad_LBQhw = zeros.permute([order.index(dim) for dim in range(len(order))])
+        grad_LBQhw[ctx.saved_tensors] = grad_LMhw
+        return grad_LBQhw, None, None
 
 
-def _frames(masks_MHW: Any) -> Any:
-    """Masks (M, T, H, W) of clips as masks (M * T, H, W) of images; what is of images already is left as it is."""
-    return masks_MHW.flatten(0, 1) if masks_MHW is not None and masks_MHW.dim() == 4 else masks_MHW
+def _in_target_order(
+    matches: Sequence[Any], class_labels: Sequence[torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """Image, query and target of each layer's matches, (3, L, M): targets are counted over the batch, and ascending."""
+    offsets = np.cumsum([0, *map(len, class_labels)])
+    rows = []
+    for layer in matches:
+        image = np.concatenate([np.full(len(query), i) for i, (query, _) in enumerate(layer)])
+        query = np.concatenate([query for query, _ in layer])
+        target = np.concatenate([target + offset for (_, target), offset in zip(layer, offsets[:-1], strict=True)])
+        rows.append(np.stack((image, query, target))[:, np.argsort(target)])
+    return torch.from_numpy(np.stack(rows, axis=1).astype(np.int64)).to(device)
+
+
+def _last_layer_first(num_layers: int) -> list[int]:
+    """The order in which the original draws its random numbers and names its terms."""
+    return [num_layers - 1, *range(num_layers - 1)]
+
+
+def _of_frames(index_LM: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Indices of clips as indices of their frames, (L, M * T)."""
+    return (index_LM[..., None] * num_frames + torch.arange(num_frames, device=index_LM.device)).flatten(1)
 
 
 def _term(name: str) -> str:
     return "_".join(name.split("_")[:2])
-
-
-def focal_loss(
-    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over the pixels of a mask and summed over masks.
-
-    `targets_NX` is boolean, or holds values in [0, 1]; `counted_NX` likewise, and is the weight of each pixel.
-    """
-    if targets_NX.dtype == torch.bool:
-        # Turned so that every pixel is a positive one: fewer passes over the pixels than with two kinds.
-        margin = torch.where(targets_NX, logits_NX, -logits_NX)
-        alpha = torch.where(targets_NX, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-        loss_NX = alpha * torch.sigmoid(-margin).square() * F.softplus(-margin)
-    else:
-        probability = logits_NX.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(logits_NX, targets_NX, reduction="none")
-        miss = probability * (1 - targets_NX) + (1 - probability) * targets_NX
-        alpha = FOCAL_ALPHA * targets_NX + (1 - FOCAL_ALPHA) * (1 - targets_NX)
-        loss_NX = alpha * miss.square() * entropy
-    return _mean_over_pixels(loss_NX, counted_NX)
-
-
-def cross_entropy_loss(
-    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Binary cross-entropy, averaged over the pixels of a mask and summed over masks; arguments of `focal_loss`."""
-    loss_NX = F.binary_cross_entropy_with_logits(logits_NX, targets_NX.to(logits_NX.dtype), reduction="none")
-    return _mean_over_pixels(loss_NX, counted_NX)
-
-
-def _mean_over_pixels(loss_NX: torch.Tensor, counted_NX: torch.Tensor | None) -> torch.Tensor:
-    if counted_NX is None:
-        return loss_NX.mean(1).sum()
-    return ((loss_NX * counted_NX).sum(1) / counted_NX.sum(1).clamp(min=1)).sum()
-
-
-def dice_loss(
-    logits_NX: torch.Tensor, targets_NX: torch.Tensor, counted_NX: torch.Tensor | None = None
-) -> torch.Tensor:
-    """One minus the dice coefficient, 1 added above and below the line, summed over masks."""
-    probability = logits_NX.sigmoid()
-    if counted_NX is not None:
-        probability, targets_NX = probability * counted_NX, targets_NX * counted_NX
-    numerator = 2 * (probability * targets_NX).sum(1)
-    denominator = probability.sum(1) + targets_NX.sum(1)
-    return (1 - (numerator + 1) / (denominator + 1)).sum()

@@ -1,0 +1,132 @@
+"""Losses of all pixels in small parts, against the same losses of maps upsampled as a whole."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskformer_hf.models import mask_losses
+from maskformer_hf.models.mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
+
+PLAIN = {"focal": focal_loss, "cross_entropy": cross_entropy_loss}
+
+
+def plain_losses(logits_LMhw, targets_MHW, mask_term, counted_BHW=None, image_M=None):
+    large = F.interpolate(logits_LMhw.flatten(0, 1)[:, None], targets_MHW.shape[-2:], mode="bilinear")
+    large_LMX = large.unflatten(0, logits_LMhw.shape[:2]).flatten(2)
+    results = []
+    for loss in (PLAIN[mask_term], dice_loss):
+        for layer in large_LMX:
+            for m, logits in enumerate(layer):
+                counted = None if counted_BHW is None else counted_BHW[image_M[m]].flatten()[None]
+                results.append(loss(logits[None], targets_MHW[m].flatten()[None], counted))
+    return torch.stack(results).reshape(2, *logits_LMhw.shape[:2]).unbind()
+
+
+def example(small, large, with_void=False, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 5, *small, generator=generator, dtype=dtype)
+    counted, image = None, None
+    if with_void:
+        counted, image = torch.rand(2, *large, generator=generator) > 0.3, torch.tensor([0, 0, 1, 1, 1])
+        counted[1, : large[0] // 2] = False
+    targets = torch.rand(5, *large, generator=generator) > 0.5
+    targets[2] = False
+    return logits.requires_grad_(), targets, counted, image
+
+
+def small_parts(monkeypatch):
+    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**8)
+    monkeypatch.setattr(mask_losses, "SMALL_CHUNK", 2**8)
+
+
+@pytest.mark.parametrize("with_void", [False, True])
+@pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        ((16, 24), (64, 96)),
+        ((18, 23), (70, 90)),
+        ((12, 9), (48, 35)),
+        ((7, 9), (7, 9)),
+        ((1, 3), (4, 12)),
+        ((20, 20), (13, 50)),
+    ],
+)
+def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypatch):
+    """Values and gradients, with factor 4, odd sizes, no upsampling and reduction."""
+    small_parts(monkeypatch)
+    logits, targets, counted, image = example(small, large, with_void)
+    ours = dense_losses(logits, targets, mask_term, counted, image)
+    plain = plain_losses(logits, targets, mask_term, counted, image)
+    factors = torch.randn(2, *logits.shape[:2], dtype=logits.dtype)
+    for actual, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(sum((f * x).sum() for f, x in zip(factors, losses, strict=True)), logits)[0]
+        for losses in (ours, plain)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
+@pytest.mark.parametrize("with_void", [False, True])
+def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeypatch):
+    small_parts(monkeypatch)
+    logits, targets, counted, image = example((3, 4), (12, 15), with_void)
+    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, mask_term, counted, image), logits)
+
+
+@pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
+def test_single_precision(mask_term):
+    logits, targets, _, _ = example((32, 32), (128, 128), dtype=torch.float32)
+    ours, plain = dense_losses(logits, targets, mask_term), plain_losses(logits.double(), targets, mask_term)
+    for actual, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_certain_predictions():
+    targets = torch.zeros(1, 8, 8, dtype=torch.bool)
+    targets[:, :, :4] = True
+    right = torch.where(targets, 200.0, -200.0)[None].requires_grad_()
+    for logits, cross_entropy, dice in ((right, 0.0, 0.0), (-right, 200.0, 1 - 1 / 65)):
+        loss, dice_of_mask = dense_losses(logits, targets, "cross_entropy")
+        assert loss.item() == cross_entropy
+        assert dice_of_mask.item() == pytest.approx(dice, abs=1e-6)
+        (gradient,) = torch.autograd.grad(loss.sum() + dice_of_mask.sum(), right)
+        assert gradient.isfinite().all()
+
+
+def test_without_gradients_nothing_is_kept():
+    logits, targets, _, _ = example((8, 8), (32, 32))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss, _ = dense_losses(logits.detach(), targets, "focal")
+        assert not loss.requires_grad
+        assert kept == []
+        dense_losses(logits, targets, "focal")
+        assert sum(kept) == 2 * logits.numel()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest floating-point tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_no_floating_point_map_of_full_size_exists(monkeypatch):
+    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**12)
+    logits, targets, _, _ = example((64, 64), (256, 256), dtype=torch.float32)
+    with LargestTensor() as whole:
+        sum(x.sum() for x in plain_losses(logits, targets, "focal")).backward()
+    with LargestTensor() as parts:
+        sum(x.sum() for x in dense_losses(logits, targets, "focal")).backward()
+    assert whole.numel >= 2 * targets.numel()
+    # Three slopes at the size of the logits; and three maps of the part.
+    assert parts.numel <= 3 * max(logits.numel(), 2**13)
