@@ -29,6 +29,7 @@ KINDS = {
     "short edge": {"short_edge": [150, 450], "crop_size": [200, 240], "crop_max_class_share": 0.75},
     "listed short edges": {"short_edge": [150, 200, 250, 450], "long_edge": 500},
     "large scale": {"kind": "large_scale_jitter", "crop_size": [256, 320]},
+    "magnified": {"kind": "magnification_jitter", "crop_size": [200, 240], "scale": [0.5, 2.0]},
     "detr": {"kind": "detr", "short_edge": [200, 300, 400], "long_edge": 450},
     "turned": {"short_edge": [150, 450], "crop_size": [200, 240], "quarter_turns": True},
 }
@@ -70,6 +71,30 @@ def test_large_scale_jitter():
     assert 20 <= min(widths) < 32
     assert 380 < max(widths) <= 400
     assert sum(height == 150 for height in heights) == pytest.approx(100 / 1.9, abs=15)
+
+
+def test_magnification_jitter():
+    """300 x 400 shrunk to a half fits into 240 x 320 whole; magnified twice, a window of 120 x 160 fills it."""
+    transform = augmentation(
+        kind="magnification_jitter", crop_size=[240, 320], scale=[0.5, 2.0], color_jitter=False, flip_probability=0.0
+    )
+    torch.manual_seed(0)
+    heights, widths = zip(*(transform(coded())["image"].shape[1:] for _ in range(100)), strict=True)
+    assert 150 <= min(heights) < 165
+    assert max(heights) == 240
+    assert 200 <= min(widths) < 220
+    # From 0.8 on the window is full: log(2 / 0.8) / log(4) of the draws.
+    assert sum(height == 240 for height in heights) == pytest.approx(66, abs=14)
+    exact = augmentation(
+        kind="magnification_jitter", crop_size=[30, 40], scale=[1.0, 1.0], color_jitter=False, flip_probability=0.0
+    )
+    whole, window = coded(), exact(coded())
+    assert any(
+        torch.equal(whole["image"][:, top : top + 30, left : left + 40], window["image"])
+        and torch.equal(whole["planes"][:, top : top + 30, left : left + 40], window["planes"])
+        for top in range(271)
+        for left in range(361)
+    )
 
 
 def test_detr_cuts_out_a_window_half_of_the_time():

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from .sample import Sample
 
-Kind = Literal["short_edge_jitter", "large_scale_jitter", "detr"]
+Kind = Literal["short_edge_jitter", "large_scale_jitter", "detr", "magnification_jitter"]
 
 
 class QuarterTurn(nn.Module):
@@ -68,6 +68,40 @@ class DetrResize(nn.Module):
             )
             sample = ClassShareLimitedCrop((height, width))(sample)
         return self.resize(sample)
+
+
+class MagnifiedWindow(nn.Module):
+    """A window cut out of the photo and magnified, by a factor drawn between the two of `scale`, to `size`.
+
+    For photos of one instrument, in which the size of a pixel says something and that of the photo nothing. Small
+    factors are as probable as large ones: half of them lie below the geometric mean. A window that leaves the photo is
+    cut short, and collation pads.
+
+    Args:
+        size: (height, width) of the result in pixels.
+    """
+
+    def __init__(self, size: Sequence[int], scale: Sequence[float]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.scale = tuple(scale)
+
+    def forward(self, sample: Sample) -> Sample:
+        smallest, largest = self.scale
+        factor = smallest * (largest / smallest) ** float(torch.rand(()))
+        sides = sample["image"].shape[-2:]
+        # Cutting before resizing: a whole photo of a microscope, magnified, is a hundred times the window.
+        height, width = (
+            min(side, max(1, round(length / factor))) for side, length in zip(sides, self.size, strict=True)
+        )
+        top = int(torch.randint(sides[0] - height + 1, ()))
+        left = int(torch.randint(sides[1] - width + 1, ()))
+        size = [min(self.size[0], max(1, round(height * factor))), min(self.size[1], max(1, round(width * factor)))]
+        image, planes = (
+            functional.resized_crop(tensor, top, left, height, width, size, antialias=True)
+            for tensor in (sample["image"], sample["planes"])
+        )
+        return {**sample, "image": image, "planes": planes}
 
 
 class ClassShareLimitedCrop(nn.Module):
@@ -180,10 +214,12 @@ def augmentation(
         kind: "short_edge_jitter", MaskFormer's on semantic data: resize to one of `short_edge`, cut out a window.
             "large_scale_jitter", Mask2Former's on COCO (https://arxiv.org/abs/2012.07177): resize to `scale` times what
             fits into the window, cut out a window; collation pads. "detr", MaskFormer's panoptic one: see `DetrResize`.
+            "magnification_jitter": see `MagnifiedWindow`.
         short_edge: lengths in pixels of the shorter side, drawn evenly: two are the smallest and the largest of all,
-            more are the only ones. "large_scale_jitter" does without.
+            more are the only ones. "large_scale_jitter" and "magnification_jitter" do without.
         long_edge: the longer side gets no longer than this.
-        scale: (smallest, largest), drawn evenly between the two; for "large_scale_jitter" alone.
+        scale: (smallest, largest) factor of "large_scale_jitter", drawn evenly between the two, or of
+            "magnification_jitter".
         crop_size: (height, width) of the window cut out; None keeps the whole. "detr" draws its own.
         crop_max_class_share: see `ClassShareLimitedCrop`.
         quarter_turns: turn by 0, 90, 180 or 270 degrees: with the flip all eight orientations, for photos without an
@@ -197,6 +233,9 @@ def augmentation(
             _refuse(kind, short_edge=short_edge, long_edge=long_edge)
             height, width = _needed(kind, crop_size=crop_size)
             transforms.append(v2.ScaleJitter((width, height), (scale[0], scale[1])))
+        case "magnification_jitter":
+            _refuse(kind, short_edge=short_edge, long_edge=long_edge)
+            transforms.append(MagnifiedWindow(_needed(kind, crop_size=crop_size), scale))
         case "detr":
             _refuse(kind, crop_size=crop_size)
             transforms.append(DetrResize(_needed(kind, short_edge=short_edge), long_edge))
