@@ -3,7 +3,9 @@
 from .augment import augmentation
 from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
 from .collate import Batch, Collator
+from .from_datasets import from_datasets
 from .instance_folder import InstanceFolder
+from .iterable_stream import is_streamed, streamed_loader
 from .open import FORMATS, open_dataset
 from .sample import (
     VOID,
@@ -37,7 +39,10 @@ __all__ = [
     "augmentation",
     "binary_masks",
     "class_map",
+    "from_datasets",
+    "is_streamed",
     "open_dataset",
     "planes_from_masks",
+    "streamed_loader",
     "void_mask",
 ]

@@ -9,6 +9,7 @@ from .cityscapes import cityscapes, is_cityscapes
 from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
 from .coco_json import json_kind
 from .color_folder import color_folder, is_color_folder
+from .from_datasets import open_datasets
 from .instance_folder import InstanceFolder
 from .labelme import is_labelme, labelme
 from .mapillary import is_mapillary, mapillary
@@ -130,6 +131,16 @@ FORMATS: dict[str, Format] = {
     "labelme": Format(
         "json files with shapes and imagePath in SPLIT/", is_labelme, lambda root, split, task: labelme(root, split)
     ),
+    "datasets": Format(
+        "dataset_dict.json or state.json, as save_to_disk writes them; if asked for, whatever load_dataset opens",
+        lambda root, split: any((root / name).is_file() for name in ("dataset_dict.json", "state.json")),
+        open_datasets,
+    ),
+    "datasets_streaming": Format(
+        "only if asked for: as datasets, but streamed: neither downloaded whole nor kept",
+        None,
+        lambda root, split, task: open_datasets(root, split, task, streaming=True),
+    ),
 }
 
 
@@ -193,6 +204,11 @@ def open_dataset(
         raise ValueError(f"class_groups is {class_groups!r}; write 'supercategory' or {{group: [class names]}}")
     root = Path(root)
     splits = [split] if isinstance(split, str) else list(split)
+    if format == "datasets_streaming" and (cache or len(splits) > 1):
+        raise ValueError(
+            f"a stream cannot be kept in memory (cache is {cache}) nor joined (splits are {splits}); use format "
+            "'datasets'"
+        )
     if not splits:
         raise ValueError(f"no split of {root} is named; name at least one")
     parts = []

@@ -42,15 +42,15 @@ class SampleStream(Dataset[Sample]):
         length = len(self.dataset)
         epoch, position = divmod(number, length)
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 0))
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, 0))
             self._order = (epoch, torch.randperm(length, generator=generator).tolist())
         # torchvision's transforms draw from the global generator, hence the fork.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, number, 1))
+            torch.manual_seed(mix_seed(self.seed, number, 1))
             return self.transform(self.dataset[self._order[1][position]])
 
 
-def _mix(seed: int, number: int, purpose: int) -> int:
+def mix_seed(seed: int, number: int, purpose: int) -> int:
     """A 63-bit seed; neighbouring numbers give unrelated ones (the multipliers are splitmix64's)."""
     value = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
