@@ -29,8 +29,10 @@ LAYERS = [
 # Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
 # checkpoint for whoever measures it.
 SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", "inference"), ("__main__", "cli")}
-# What is uploaded is loaded first, and has a picture.
-SIDEWAYS |= {("hub", "inference"), ("hub", "visualize"), ("export", "inference")}
+# What is uploaded is loaded first, and has a picture. Training may start from a file of Detectron2.
+SIDEWAYS |= {("training", "conversion"), ("hub", "inference"), ("hub", "visualize"), ("export", "inference")}
+# What went wrong is shown.
+SIDEWAYS |= {("training", "visualize")}
 
 
 def imported_parts(path: Path) -> set[str]:

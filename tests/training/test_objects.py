@@ -64,10 +64,9 @@ class Boxes:
 def test_training(recipe, tmp_path, task):
     data = Boxes(task)
     settings = read_recipe(recipe, ["steps=40", "save_every=40", "void_masks=true", "augmentation.crop_size=[48, 80]"])
-    labels = label_fields(data)
     torch.manual_seed(0)
-    model, processor = build_model(settings.model, labels), build_processor(settings.model, labels)
-    folder = train_model(model, processor, data, None, settings)
+    model = build_model(settings.model, label_fields(data))
+    folder = train_model(model, build_processor(settings.model, model.config), data, None, settings)
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
@@ -81,10 +80,9 @@ def test_training(recipe, tmp_path, task):
 
 def test_the_recipe_may_know_better(recipe):
     arguments = read_recipe(recipe, ["model.config.label_ids_to_fuse=[2]", "model.config.task=semantic"]).model
-    labels = label_fields(Boxes("panoptic"))
-    config = build_model(arguments, labels).config
+    config = build_model(arguments, label_fields(Boxes("panoptic"))).config
     assert (config.task, config.label_ids_to_fuse) == ("semantic", [2])
-    assert build_processor(arguments, labels).label_ids_to_fuse == [2]
+    assert build_processor(arguments, config).label_ids_to_fuse == [2]
 
 
 class Nothing(Boxes):
@@ -96,9 +94,9 @@ class Nothing(Boxes):
 
 def test_batches_without_objects(recipe, tmp_path):
     settings = read_recipe(recipe, ["steps=2", "void_masks=true"])
-    labels = label_fields(Nothing("instance"))
-    parts = build_model(settings.model, labels), build_processor(settings.model, labels)
-    train_model(*parts, Nothing("instance"), None, settings)
+    data = Nothing("instance")
+    model = build_model(settings.model, label_fields(data))
+    train_model(model, build_processor(settings.model, model.config), data, None, settings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["loss_mask"] for line in lines] == [0, 0]
 
@@ -114,8 +112,8 @@ def test_void_masks_reach_the_model_where_wanted(recipe, monkeypatch, void_masks
 
     monkeypatch.setattr(loop, "training_step", watch)
     settings = read_recipe(recipe, ["steps=2", f"void_masks={void_masks}"])
-    labels = label_fields(Boxes("panoptic"))
-    parts = build_model(settings.model, labels), build_processor(settings.model, labels)
-    train_model(*parts, Boxes("panoptic"), None, settings)
+    data = Boxes("panoptic")
+    model = build_model(settings.model, label_fields(data))
+    train_model(model, build_processor(settings.model, model.config), data, None, settings)
     assert bool(void_pixels) is void_masks
     assert all(void_pixels)

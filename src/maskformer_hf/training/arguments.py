@@ -30,7 +30,7 @@ class DataArguments:
 class AugmentationArguments:
     """See `data.augment.augmentation`."""
 
-    kind: Literal["short_edge_jitter", "large_scale_jitter", "detr"] = "short_edge_jitter"
+    kind: Literal["short_edge_jitter", "large_scale_jitter", "detr", "magnification_jitter"] = "short_edge_jitter"
     short_edge: list[int] | None = None  # pixels; two: the smallest and the largest, more: the only ones
     long_edge: int | None = None  # pixels
     scale: list[float] = field(default_factory=lambda: [0.1, 2.0])  # smallest and largest
@@ -45,10 +45,12 @@ class AugmentationArguments:
 class ModelArguments:
     """Either a pretrained backbone, on which a new model is built, or a whole model to fine-tune."""
 
+    preset: str | None = None  # a name in presets.PRESETS: architecture and image processor of the new model
     backbone: str | None = None  # "timm/<name>", a Hub name or a folder
-    backbone_weights: str | None = None  # safetensors file in the backbone library's own names; None: the Hub's
+    # safetensors file in the backbone library's own names, or, with a preset, Detectron2's .pkl; None: the Hub's
+    backbone_weights: str | None = None
     checkpoint: str | None = None
-    architecture: Literal["maskformer", "per_pixel_baseline"] = "maskformer"  # on a backbone; a checkpoint has its own
+    architecture: Literal["maskformer", "per_pixel_baseline"] = "maskformer"  # of a new model without a preset
     config: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerConfig, or PerPixelBaselineConfig
     image_processor: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerImageProcessor
 
@@ -224,10 +226,17 @@ def _check(recipe: Recipe) -> None:
     _check_augmentation(recipe.augmentation)
     if not 0 <= recipe.optimization.ema_decay < 1:
         raise ValueError(f"optimization.ema_decay is {recipe.optimization.ema_decay}; it must be in [0, 1)")
-    if (recipe.model.backbone is None) == (recipe.model.checkpoint is None):
+    model = recipe.model
+    from_detectron2 = model.preset is not None and model.backbone_weights is not None
+    if (model.backbone is None and not from_detectron2) == (model.checkpoint is None):
         raise ValueError(
-            f"model.backbone is {recipe.model.backbone!r}, model.checkpoint is {recipe.model.checkpoint!r}; give "
-            "exactly one: a backbone to build a new model on, or a checkpoint to fine-tune"
+            f"model.backbone is {model.backbone!r}, model.checkpoint is {model.checkpoint!r}; give exactly one: a "
+            "backbone to build a new model on (of a preset its backbone_weights will do), or a checkpoint to fine-tune"
+        )
+    if model.preset is not None and model.checkpoint is not None:
+        raise ValueError(
+            f"model.preset is {model.preset!r}, model.checkpoint is {model.checkpoint!r}; a checkpoint has its own "
+            "architecture: give one of the two"
         )
 
 

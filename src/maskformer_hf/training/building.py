@@ -57,6 +57,8 @@ def build_model(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
     """A new model on a pretrained backbone, or a checkpoint with its classes replaced by those of `label_fields`."""
     from ..models.modeling_auto import MODEL_CLASSES, model_class_of
 
+    if arguments.preset is not None:
+        return _build_preset(arguments, labels)
     checkpoint = None if arguments.checkpoint is None else checkpoint_path(arguments.checkpoint)
     if checkpoint is not None:
         model_class = model_class_of(checkpoint)
@@ -70,18 +72,58 @@ def build_model(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
     return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
 
-def build_processor(arguments: ModelArguments, labels: dict[str, Any]) -> Any:
-    from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+def _build_preset(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
+    from ..conversion.detectron2_backbone import load_detectron2_backbone
+    from ..models.backbone import load_pretrained_backbone, pretrained_backbone_config
+    from ..models.modeling_auto import MODEL_CLASSES
 
-    # Stuff is a fact about the classes, but both need it: the processor post-processes without seeing the model.
-    shared = {name: value for name, value in {**labels, **arguments.config}.items() if name == "label_ids_to_fuse"}
-    fields = {**shared, **arguments.image_processor}
-    if arguments.checkpoint is None:
-        return MaskFormerHfImageProcessor(**fields)
-    processor = MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint), **fields)
+    preset = _preset(arguments.preset)
+    _check_fields(arguments.config, type(preset), "model.config")
+    fields = preset.to_dict()
+    if arguments.backbone is not None and arguments.backbone.startswith("timm/"):
+        # timm has the weights under an architecture of its own.
+        fields["backbone_config"] = pretrained_backbone_config(arguments.backbone).to_dict()
+    config = type(preset).from_dict(fields, **{**labels, **arguments.config})
+    model = MODEL_CLASSES[config.model_type](config)
+    if arguments.backbone is None:
+        assert arguments.backbone_weights is not None, "read_recipe lets one of the two pass"
+        load_detectron2_backbone(arguments.backbone_weights, model)
+    else:
+        base_model: Any = model.base_model
+        load_pretrained_backbone(base_model.backbone, arguments.backbone, arguments.backbone_weights)
+    return model
+
+
+def _preset(name: str | None) -> Any:
+    from ..presets import PRESETS
+
+    if name is None or name not in PRESETS:
+        close = difflib.get_close_matches(str(name), PRESETS, n=1)
+        raise ValueError(
+            f"model.preset is {name!r}, which is none; "
+            + (f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}")
+        )
+    return PRESETS[name]()
+
+
+def build_processor(arguments: ModelArguments, config: Any) -> Any:
+    """The image processor of the checkpoint or the preset, or a new one, for a model of this configuration."""
+    from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+    from ..presets import image_processor_for
+
+    if arguments.checkpoint is not None:
+        processor = MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint))
+    elif arguments.preset is not None:
+        processor = image_processor_for(arguments.preset)
+    else:
+        processor = MaskFormerHfImageProcessor()
+    fields = processor.to_dict()
+    # Facts about the classes, but both need them: the processor post-processes without seeing the model.
+    if config.label_ids_to_fuse is not None:
+        fields["label_ids_to_fuse"] = config.label_ids_to_fuse
     if processor.num_labels is not None:
-        processor.num_labels = len(labels["id2label"])
-    return processor
+        fields["num_labels"] = config.num_labels
+    return MaskFormerHfImageProcessor.from_dict({**fields, **arguments.image_processor})
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, record: dict[str, Any]) -> None:

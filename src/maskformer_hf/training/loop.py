@@ -59,7 +59,8 @@ def train(
     labels = label_fields(training_data)
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
     model = build_model(recipe.model, labels)
-    return train_model(model, build_processor(recipe.model, labels), training_data, validation_data, recipe, resume)
+    processor = build_processor(recipe.model, model.config)
+    return train_model(model, processor, training_data, validation_data, recipe, resume)
 
 
 def train_model(
