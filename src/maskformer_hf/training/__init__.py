@@ -4,12 +4,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .evaluation import evaluate, evaluate_checkpoint, format_table
-    from .loop import TrainingDivergedError, train, train_model
+    from .loop import train, train_model
+    from .stops import DiskFullError, TrainingDivergedError
 
-__all__ = ["TrainingDivergedError", "evaluate", "evaluate_checkpoint", "format_table", "train", "train_model"]
+__all__ = [
+    "DiskFullError",
+    "TrainingDivergedError",
+    "evaluate",
+    "evaluate_checkpoint",
+    "format_table",
+    "train",
+    "train_model",
+]
 
 _MODULES = {
-    "TrainingDivergedError": "loop",
+    "DiskFullError": "stops",
+    "TrainingDivergedError": "stops",
     "evaluate": "evaluation",
     "evaluate_checkpoint": "evaluation",
     "format_table": "evaluation",

@@ -29,15 +29,11 @@ from .distributed import is_sharded, load_checkpoint, prepare_sharding, whole_mo
 from .evaluation import evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
 from .step import training_step
+from .stops import CHECKPOINT, check_finite, explained_stops
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint-"
 BEST = "best-"
-
-
-class TrainingDivergedError(ValueError):
-    """The loss stopped being a number; the last checkpoint on disk is from before."""
 
 
 def train(
@@ -133,43 +129,41 @@ def train_model(
 
     log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step)
     model.train()
-    while progress.step < recipe.steps:
-        factor = learning_rate_factor(progress.step)
-        set_learning_rate(optimizer, factor)
-        step_batches = [
-            _to_device(batch, accelerator.device, channels_last)
-            for batch in itertools.islice(batches, recipe.accumulation)
-        ]
-        # Dropout and sampled points depend on the step alone, so that a resumed run repeats an uninterrupted one. After
-        # reading: a loader's first batch draws a number of its own.
-        torch.manual_seed(_step_seed(recipe.seed, progress.step, accelerator.process_index))
-        try:
+    with explained_stops(output_dir, lambda: progress.step, accelerator.is_main_process):
+        while progress.step < recipe.steps:
+            factor = learning_rate_factor(progress.step)
+            set_learning_rate(optimizer, factor)
+            step_batches = [
+                _to_device(batch, accelerator.device, channels_last)
+                for batch in itertools.islice(batches, recipe.accumulation)
+            ]
+            # Dropout and sampled points depend on the step alone, so that a resumed run repeats an uninterrupted one.
+            # After reading: a loader's first batch draws a number of its own.
+            torch.manual_seed(_step_seed(recipe.seed, progress.step, accelerator.process_index))
             terms = training_step(accelerator, model, optimizer, step_batches, recipe.optimization.max_gradient_norm)
-        except FloatingPointError as error:  # of the loss, or of the matcher, which sees it first
-            last = numbered_folders(output_dir, CHECKPOINT)
-            raise TrainingDivergedError(
-                f"step {progress.step + 1}: {error}. Lower optimization.learning_rate or warm up longer; "
-                + (f"the last good checkpoint is {last[-1]}" if last else "no checkpoint had been written yet")
-            ) from error
-        if average is not None:
-            average.update()
-        progress.step += 1
-        log.step(progress.step, terms, factor * recipe.optimization.learning_rate)
+            if average is not None:
+                average.update()
+            finished = progress.step + 1 == recipe.steps
+            evaluates = validation_data is not None and (finished or (progress.step + 1) % recipe.evaluate_every == 0)
+            saves = finished or (progress.step + 1) % recipe.save_every == 0
+            if evaluates or saves:
+                check_finite(model.parameters())
+            progress.step += 1
+            log.step(progress.step, terms, factor * recipe.optimization.learning_rate)
 
-        pause = time.perf_counter()
-        progress.seconds = pause - start
-        finished = progress.step == recipe.steps
-        if validation_data is not None and (finished or progress.step % recipe.evaluate_every == 0):
-            with average.applied() if average else nullcontext():
-                evaluation = _evaluate_and_keep_best(
-                    accelerator, whole(), processor, validation_data, recipe, output_dir, progress, record
-                )
-            log.evaluation(progress.step, evaluation)
-        if finished or progress.step % recipe.save_every == 0:
-            _save_checkpoint(accelerator, output_dir, progress.step)
-        log.leave_out(time.perf_counter() - pause)
-    log.close()
-    return _export(accelerator, whole, average, processor, recipe, output_dir, record(evaluation))
+            pause = time.perf_counter()
+            progress.seconds = pause - start
+            if validation_data is not None and evaluates:
+                with average.applied() if average else nullcontext():
+                    evaluation = _evaluate_and_keep_best(
+                        accelerator, whole(), processor, validation_data, recipe, output_dir, progress, record
+                    )
+                log.evaluation(progress.step, evaluation)
+            if saves:
+                _save_checkpoint(accelerator, output_dir, progress.step)
+            log.leave_out(time.perf_counter() - pause)
+        log.close()
+        return _export(accelerator, whole, average, processor, recipe, output_dir, record(evaluation))
 
 
 def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
