@@ -45,7 +45,11 @@ EVALUATE_EPILOG = """Examples:
 
   maskformer evaluate street camvid/val
 
-  maskformer evaluate runs/mine/model camvid/val --json --output scores.json"""
+  maskformer evaluate runs/mine/model camvid/val --json --output scores.json
+
+  maskformer evaluate runs/mine/model coco/panoptic_val.json --worst 8 --picture worst.png
+
+  maskformer evaluate runs/mine/model nuclei --split val --task instance --max-detections 400"""
 
 EXPORT_EPILOG = """Examples:
 
@@ -236,25 +240,53 @@ def train(
 @app.command(epilog=EVALUATE_EPILOG)
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A bundled name, a folder, or a name on the Hugging Face Hub.")],
-    data: Annotated[Path, typer.Argument(help="A folder with images/, labels/ (class ids as PNG) and classes.txt.")],
-    task: Annotated[TaskChoice | None, typer.Option("--task", help="What to measure (semantic if not given).")] = None,
+    data: Annotated[Path, typer.Argument(help="A data set: a folder of any format that train reads, or a COCO json.")],
+    split: Annotated[
+        str | None, typer.Option("--split", help="What of the folder to measure on (the folder itself if not given).")
+    ] = None,
+    task: Annotated[
+        TaskChoice | None,
+        typer.Option("--task", help="What to measure (what checkpoint and annotations share if not given)."),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="How the data lie on disk; found out if not given.")] = "auto",
+    class_groups: Annotated[
+        str | None,
+        typer.Option(
+            "--class-groups",
+            metavar="supercategory",
+            help="Merge the classes of a COCO json to its super-categories (as in the checkpoint's training if not "
+            "given).",
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int, typer.Option("--max-detections", min=1, help="Instances of an image that count, the best ones.")
+    ] = 100,
+    boundary: Annotated[
+        bool, typer.Option("--boundary", help="Also boundary IoU (semantic) or boundary AP (instance).")
+    ] = False,
+    worst: Annotated[int, typer.Option("--worst", min=0, help="Draw so many images, those of the lowest score.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="The file for --worst (worst.png if not given).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that run together.")] = 1,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Measure a checkpoint on labelled images: mean IoU and the figures of each class."""
+    """Measure a checkpoint on annotated photos: mean IoU, mask AP or panoptic quality, and the same of each class."""
     with _one_line_errors():
-        if not data.is_dir():
-            raise ValueError(f"there is no folder {str(data)!r}")
+        if not data.exists():
+            raise ValueError(f"there is no folder or file {str(data)!r}")
+        if picture is not None:
+            _check_picture(picture, "--picture")
+            if not worst:
+                raise ValueError("--picture is for the worst images: say how many with --worst")
         _quiet_transformers()
-        from .inference import checkpoint_path
         from .training import evaluate_checkpoint
         from .training.evaluation import format_table
 
-        # An unknown name is told from a Hub name before anything is downloaded.
-        checkpoint_path(checkpoint)
+        picture = picture or Path("worst.png")
         result = evaluate_checkpoint(
             checkpoint,
             data,
@@ -263,8 +295,17 @@ def evaluate(
             dtype=dtype,
             json_path=output,
             batch_size=batch_size,
+            split=split,
+            format=format,
+            class_groups=class_groups,  # pyrefly: ignore  # `open_dataset` says what it may be
+            max_detections=max_detections,
+            boundary=boundary,
+            worst=worst,
+            picture=picture,
         )
         typer.echo(_to_json(result) if as_json else format_table(result))
+        if worst and not as_json:
+            typer.echo(f"Saved {picture}")
 
 
 @app.command(epilog=EXPORT_EPILOG)
@@ -454,7 +495,8 @@ def _one_line_errors() -> Iterator[None]:
 
 def _error_line(error: Exception, photo: Path | None = None) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = lines[0]
+    # What ends in a colon is a heading, and says nothing without its list.
+    text = "\n".join(lines) if lines[0].endswith(":") else lines[0]
     if photo is not None and str(photo) not in text:
         text = f"{photo}: {text}"
     return f"maskformer: {text}"
@@ -511,17 +553,22 @@ def _picture_paths(photos: list[Path], output: Path | None, several: bool, write
             taken.add(stem)
             pictures.append(target / f"{stem}.png")
     else:
-        from PIL import Image
-
-        Image.init()
-        if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
-            raise ValueError(f"--output {str(target)!r}: {target.suffix} is no image format; use .png or .jpg")
+        _check_picture(target, "--output")
         pictures = [target]
     originals = {photo.resolve() for photo in photos}
     for picture in pictures:
         if picture.resolve() in originals:
             raise ValueError(f"{str(picture)!r} is one of the photos and would be overwritten: choose another --output")
     return list(pictures)
+
+
+def _check_picture(path: Path, option: str) -> None:
+    """A ValueError unless a picture can be written to a file of this name."""
+    from PIL import Image
+
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{option} {str(path)!r}: {path.suffix} is no image format; use .png or .jpg")
 
 
 def _record(photo: Path, picture: Path | None, prediction: "Prediction") -> dict[str, Any]:

@@ -42,16 +42,40 @@ WORDS = {
 MARK = "<!-- Written by maskformer_hf from the records in this folder; remove this line to edit it by hand. -->"
 SAMPLE, SAMPLE_LICENCE = "sample.png", "sample.LICENSE.txt"
 
-# Figures of an evaluation: the Hub's name for the measure, and ours.
+# Figures of an evaluation: the Hub's name for the measure, and ours. IoU is published as a share of 1, AP and PQ in
+# percent.
 _FIGURES = {
     "mean_iou": ("mean_iou", "mean IoU"),
+    "boundary_iou": ("boundary_iou", "boundary IoU"),
     "pixel_accuracy": ("accuracy", "pixel accuracy"),
     "mean_accuracy": ("mean_accuracy", "mean accuracy of the classes"),
     "frequency_weighted_iou": ("frequency_weighted_iou", "frequency-weighted IoU"),
 }
+_PERCENTAGES = {
+    "ap": ("mask_ap", "mask AP"),
+    "ap50": ("mask_ap50", "mask AP50"),
+    "ap75": ("mask_ap75", "mask AP75"),
+    "ap_small": ("mask_ap_small", "mask AP, small objects"),
+    "ap_medium": ("mask_ap_medium", "mask AP, medium objects"),
+    "ap_large": ("mask_ap_large", "mask AP, large objects"),
+    "boundary_ap": ("boundary_ap", "boundary AP"),
+    "ar": ("mask_ar", "average recall"),
+    "pq": ("pq", "panoptic quality, PQ"),
+    "pq_things": ("pq_things", "PQ of things"),
+    "pq_stuff": ("pq_stuff", "PQ of stuff"),
+    "sq": ("sq", "segmentation quality, SQ"),
+    "rq": ("rq", "recognition quality, RQ"),
+}
+# Columns of the table of classes, in percent: what of a class marks the task, and name and key of each.
+_CLASS_COLUMNS = {
+    "iou": {"IoU": "iou", "accuracy": "accuracy", "share of pixels": "share"},
+    "ap": {"AP": "ap", "AP50": "ap50", "average recall": "ar"},
+    "pq": {"PQ": "pq", "SQ": "sq", "RQ": "rq"},
+}
 _PIXEL_DECODERS = {
     "fpn": "FPN, {0.feature_size} channels",
     "transformer_fpn": "FPN with {0.encoder_layers} transformer encoder layers, {0.feature_size} channels",
+    "deformable": "{0.encoder_layers} layers of multi-scale deformable attention, {0.feature_size} channels",
 }
 # Statistics of BatchNorm, which no training step learns.
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -99,8 +123,8 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None, name: st
         recipe=_as_yaml(training.get("recipe")),
         steps=_describe_training(training),
         measured_on=_describe_evaluation(evaluation, dataset, part),
-        figures={ours: f"{evaluation[key]:.4f}" for key, (_, ours) in _FIGURES.items() if _is_number(evaluation, key)},
-        classes=_class_rows(evaluation),
+        figures=_figures(evaluation),
+        classes=_class_table(evaluation),
         speed=_describe_speed(_read_record(folder / "speed.json")),
         limits=words.get("limits", "").strip() or _default_limits(config),
         licence=_describe_licence(words),
@@ -187,7 +211,7 @@ def _card_data(
             metric_name=name,
             metric_value=round(evaluation[key], 5),
         )
-        for key, (metric, name) in _FIGURES.items()
+        for key, (metric, name) in {**_FIGURES, **_PERCENTAGES}.items()
         if _is_number(evaluation, key)
     ]
     return ModelCardData(
@@ -317,7 +341,7 @@ def _evaluated_on(evaluation: dict[str, Any], data: dict[str, Any], name: str | 
     """The name of the data that was measured on, and which part of it."""
     if "data" not in evaluation:
         return name or "the validation data", data.get("validation")
-    path = Path(evaluation["data"]).resolve()
+    path = Path(evaluation["data"], evaluation.get("split") or "").resolve()
     # As in a recipe: parts of a data set are folders below one that has its name.
     if name and path.parent.name in (data.get("name"), name):
         return name, path.name
@@ -326,7 +350,9 @@ def _evaluated_on(evaluation: dict[str, Any], data: dict[str, Any], name: str | 
 
 def _describe_evaluation(evaluation: dict[str, Any], dataset: str, part: str | None) -> str:
     images = f"{evaluation['images']} images of " if evaluation.get("images") else ""
-    return f"On {images}{dataset}{f', `{part}`' if part else ''}, each at its own size."
+    limit = evaluation.get("max_detections")
+    best = f" The {limit} best objects of an image count." if limit else ""
+    return f"On {images}{dataset}{f', `{part}`' if part else ''}, each at its own size.{best}"
 
 
 def _is_number(evaluation: dict[str, Any], key: str) -> bool:
@@ -334,22 +360,28 @@ def _is_number(evaluation: dict[str, Any], key: str) -> bool:
     return isinstance(evaluation.get(key), int | float)
 
 
-def _class_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+def _figures(evaluation: dict[str, Any]) -> dict[str, str]:
+    """Name and value of each figure there is."""
+    shares = {ours: f"{evaluation[key]:.4f}" for key, (_, ours) in _FIGURES.items() if _is_number(evaluation, key)}
+    percent = {
+        ours: f"{100 * evaluation[key]:.1f}" for key, (_, ours) in _PERCENTAGES.items() if _is_number(evaluation, key)
+    }
+    return {**shares, **percent}
+
+
+def _class_table(evaluation: dict[str, Any]) -> list[str]:
+    """The lines of the table of classes; none where no class was measured."""
     classes = evaluation.get("per_class") or []
-    pixels = sum(row["pixels"] for row in classes) or 1
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{value:.1%}"
-
-    return [
-        {
-            "label": row["label"].replace("|", "\\|"),
-            "iou": percent(row["iou"]),
-            "accuracy": percent(row["accuracy"]),
-            "share": percent(row["pixels"] / pixels),
-        }
-        for row in classes
-    ]
+    columns = next((columns for key, columns in _CLASS_COLUMNS.items() if classes and key in classes[0]), None)
+    if columns is None:
+        return []
+    pixels = sum(row.get("pixels", 0) for row in classes) or 1
+    lines = [f"| {' | '.join(['class', *columns])} |", "|---" * (1 + len(columns)) + "|"]
+    for row in classes:
+        values = {**row, "share": row.get("pixels", 0) / pixels}
+        cells = ["" if values[key] is None else f"{values[key]:.1%}" for key in columns.values()]
+        lines.append("| " + " | ".join([row["label"].replace("|", "\\|"), *cells]) + " |")
+    return lines
 
 
 def _describe_speed(speed: dict[str, Any]) -> str | None:

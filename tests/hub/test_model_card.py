@@ -101,6 +101,37 @@ def test_a_later_evaluation_counts_instead(trained):
     assert "0.7512" not in card.text
 
 
+def test_objects_and_segments_have_their_own_figures(folder):
+    record = {"task": "instance", "data": "/data/cells", "split": "val", "images": 66, "max_detections": 400}
+    record |= {"ap": 0.4567, "ap50": 0.7, "ap_large": None, "ar": 0.5, "score": 0.4567, "score_name": "ap"}
+    record["per_class"] = [{"label": "cell", "ap": 0.4567, "ap50": 0.7, "ar": 0.5, "objects": 12}]
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    card = ModelCard.load(write_model_card(folder))
+    assert "On 66 images of cells, `val`, each at its own size. The 400 best objects of an image count." in card.text
+    assert "| mask AP | 45.7 |" in card.text
+    assert "large objects" not in card.text
+    assert (
+        "| class | AP | AP50 | average recall |\n|---|---|---|---|\n| cell | 45.7% | 70.0% | 50.0% |"
+        in card.text
+    )
+    assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [
+        ("mask_ap", 0.4567),
+        ("mask_ap50", 0.7),
+        ("mask_ar", 0.5),
+    ]
+    assert card.data.eval_results[0].task_name == "Instance segmentation"
+
+    record = {"task": "panoptic", "data": "/data/coco/panoptic_val.json", "pq": 0.312, "pq_stuff": None, "sq": 0.8}
+    record["per_class"] = [{"label": "sky", "pq": 0.5, "sq": 0.8, "rq": 0.625}, dict.fromkeys(("pq", "sq", "rq"))]
+    record["per_class"][1]["label"] = "cat"
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    card = ModelCard.load(write_model_card(folder))
+    assert "On coco, `panoptic_val.json`" in card.text
+    assert "| panoptic quality, PQ | 31.2 |" in card.text
+    assert "| sky | 50.0% | 80.0% | 62.5% |\n| cat |  |  |  |" in card.text
+    assert "PQ of stuff" not in card.text
+
+
 def test_speed_is_of_the_machine_it_was_measured_on(folder):
     speed = hub.measure_speed(folder, device="cpu")
     assert json.loads((folder / "speed.json").read_text()) == speed

@@ -123,7 +123,9 @@ def test_unknown_config_field_is_refused(recipe):
 
 
 def test_evaluation_refuses_other_classes(shapes, tiny_checkpoint):
-    with pytest.raises(ValueError, match=r"class 0 is 'LABEL_0' in checkpoint .* and 'ground' in data"):
+    with pytest.raises(
+        ValueError, match=r"only in checkpoint .*: 'LABEL_0', 'LABEL_1'; only in data .*: 'box', 'ground', 'sky'"
+    ):
         evaluate_checkpoint(tiny_checkpoint, shapes / "val")
     with pytest.raises(ValueError, match="`dtype` must be one of"):
         evaluate_checkpoint(tiny_checkpoint, shapes / "val", dtype="half")
