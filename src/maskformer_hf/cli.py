@@ -468,7 +468,7 @@ def convert(
 
             theirs, difference = to_transformers(model)
             lines += [("note", change) for change in describe_changes(model, processor, difference)]
-            written = theirs, transformers_processor(processor)
+            written = theirs, transformers_processor(processor, model.config)
         else:
             written = model, processor
         with whole_folder(output, force) as folder:

@@ -23,7 +23,7 @@ from maskformer_hf.conversion.to_transformers import (
     transformers_config,
     transformers_processor,
 )
-from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
+from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS, MASK2FORMER_PARTS, WEIGHT_NAMES
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 1, 1]}
 SWIN = {
@@ -34,6 +34,21 @@ SWIN = {
     "num_heads": [1, 2, 2, 4],
     "window_size": 4,
 }
+# Their Mask2Former, with sizes of which no two are the same.
+MASK2FORMER = {
+    **MASK2FORMER_PARTS,
+    "encoder_layers": 2,
+    "encoder_ffn_dim": 56,
+    "hidden_size": 48,
+    "dropout": 0.0,
+    "num_points": 100,
+    "pre_norm": True,
+    "enforce_input_projection": True,
+}
+MODELS = {
+    "mask2former with swin": {**MASK2FORMER, "backbone_config": SWIN},
+    "mask2former with resnet": {**MASK2FORMER, "backbone_config": RESNET, "pre_norm": False},
+}
 BACKBONES = {
     "resnet": RESNET,
     "resnet without bottlenecks": {**RESNET, "layer_type": "basic"},
@@ -43,6 +58,7 @@ BACKBONES = {
     "convnext": {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
     "timm": {"model_type": "timm_backbone", "backbone": "resnet18", "use_pretrained_backbone": False},
 }
+MODELS |= {name: {"backbone_config": backbone} for name, backbone in BACKBONES.items()}
 
 
 def tiny_config(**fields) -> MaskFormerConfig:
@@ -82,9 +98,9 @@ def random_model(**fields) -> MaskFormerForUniversalSegmentation:
     return model
 
 
-@pytest.fixture(scope="module", params=list(BACKBONES))
+@pytest.fixture(scope="module", params=list(MODELS))
 def ours(request) -> MaskFormerForUniversalSegmentation:
-    return random_model(backbone_config=BACKBONES[request.param])
+    return random_model(**MODELS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +113,9 @@ def folder(ours, tmp_path_factory):
 
 
 def test_the_same_logits_there(ours, folder):
-    theirs, info = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder, output_loading_info=True)
+    is_masked = ours.config.transformer_decoder == "masked"
+    name = "Mask2FormerForUniversalSegmentation" if is_masked else "MaskFormerForInstanceSegmentation"
+    theirs, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     for size in ((64, 96), (70, 90)):
         pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -126,20 +144,28 @@ def fields_of(model) -> dict:
     return fields
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "swin"])
-def test_one_map_serves_both_ways(backbone):
+def test_one_map_serves_both_ways():
     """Every name of theirs has one of ours, none twice, and all of ours are reached; no line of the map is idle."""
-    ours = MaskFormerForUniversalSegmentation(tiny_config(backbone_config=BACKBONES[backbone]))
-    theirs = transformers.MaskFormerForInstanceSegmentation(transformers_config(ours.config))
-    names = [own_name(name) for name in theirs.state_dict()]
-    assert len(set(names)) == len(names)
-    assert set(names) >= ours.state_dict().keys()
-    left = set(names) - ours.state_dict().keys()
-    assert all(any(re.search(pattern, name) for pattern in IGNORED_WEIGHTS) for name in left)
-    lines = [pattern for pattern in WEIGHT_NAMES if any(re.match(pattern, name) for name in theirs.state_dict())]
-    assert len(lines) == {"resnet": len(WEIGHT_NAMES) - 7, "swin": len(WEIGHT_NAMES)}[backbone]
-    if backbone == "swin":
-        assert all(any(line in name for name in theirs.state_dict()) for line in SWIN_NAMES)
+    used, swin_names = set(), set()
+    for model in ("resnet", "swin", "mask2former with resnet", "mask2former with swin"):
+        ours = MaskFormerForUniversalSegmentation(tiny_config(**MODELS[model]))
+        config = transformers_config(ours.config)
+        is_masked = isinstance(config, transformers.Mask2FormerConfig)
+        name = "Mask2FormerForUniversalSegmentation" if is_masked else "MaskFormerForInstanceSegmentation"
+        theirs = getattr(transformers, name)(config).state_dict()
+        names = [own_name(name) for name in theirs]
+        assert len(set(names)) == len(names)
+        assert set(names) >= ours.state_dict().keys()
+        left = set(names) - ours.state_dict().keys()
+        assert all(any(re.search(pattern, name) for pattern in IGNORED_WEIGHTS) for name in left)
+        used |= {
+            next(pattern for pattern in WEIGHT_NAMES if re.match(pattern, name))
+            for name in theirs
+            if any(re.match(pattern, name) for pattern in WEIGHT_NAMES)
+        }
+        swin_names |= {line for line in SWIN_NAMES for name in theirs if line in name}
+    assert used == WEIGHT_NAMES.keys()
+    assert swin_names == SWIN_NAMES.keys()
 
 
 def test_config_is_that_of_the_files_on_the_hub(tmp_path):
@@ -167,6 +193,9 @@ def test_config_is_that_of_the_files_on_the_hub(tmp_path):
     ("fields", "part"),
     [
         ({"pixel_decoder": "transformer_fpn"}, "pixel_decoder='transformer_fpn'"),
+        ({"pixel_decoder": "deformable"}, "MaskFormer has no counterpart of pixel_decoder='deformable'"),
+        ({"transformer_decoder": "masked"}, "Mask2Former has no counterpart of pixel_decoder='fpn'"),
+        ({**MASK2FORMER, "encoder_levels": 2}, "encoder_levels=2"),
         ({"pre_norm": True}, "pre_norm=True"),
         ({"decoder_encoder_layers": 1}, "decoder_encoder_layers=1"),
         ({"backbone_config": {**RESNET, "hidden_sizes": [8, 16, 24, 32]}, "enforce_input_projection": True}, "enforce"),
@@ -219,11 +248,13 @@ def test_the_image_processor_there_and_back(tmp_path):
         label_ids_to_fuse=[0, 1],
         image_mean=[0.1, 0.2, 0.3],
     )
-    transformers_processor(ours).save_pretrained(tmp_path)
+    transformers_processor(ours, tiny_config()).save_pretrained(tmp_path)
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert type(theirs) is transformers.MaskFormerImageProcessor
     assert (theirs.ignore_index, theirs.do_reduce_labels, theirs.size_divisor) == (255, True, 32)
     assert MaskFormerImageProcessor.from_pretrained(tmp_path).to_dict() == ours.to_dict()
+    masked = transformers_processor(ours, tiny_config(**MASK2FORMER))
+    assert type(masked) is transformers.Mask2FormerImageProcessor
     # Of a photo whose sides are multiples already, both make the same.
     photo = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected, got = (processor(photo, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
@@ -240,3 +271,7 @@ def test_what_changes_is_told():
     assert "BatchNorm is not frozen" in told
     assert "stretches" not in told
     assert "Deep supervision" not in told
+    masked = random_model(**{**MASK2FORMER, "dropout": 0.1, "use_auxiliary_loss": False})
+    told = " ".join(describe_changes(masked, rounding, 0.0))
+    assert "Deep supervision is switched on" in told
+    assert "left out there with probability 0.1" in told

@@ -1,8 +1,9 @@
-"""A checkpoint of ours in the layout of transformers' own MaskFormer, for whoever does not have this package."""
+"""A checkpoint of ours in the layout of transformers' own MaskFormer or Mask2Former, for whoever does not have this
+package."""
 
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -16,7 +17,7 @@ from ..models.transformers_layout import (
     DECODER_FIELDS,
     FIELDS,
     IGNORED_WEIGHTS,
-    MODEL_TYPE,
+    MASK2FORMER_FIELDS,
     OWN_SECTION,
     WEIGHT_NAMES,
 )
@@ -33,9 +34,43 @@ SWIN_NAMES = {
 }
 # Of logits, relative to the largest of them: more than rounding in any backbone, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
+_RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 
 Ours = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
-Theirs = transformers.MaskFormerForInstanceSegmentation
+Theirs = transformers.MaskFormerForInstanceSegmentation | transformers.Mask2FormerForUniversalSegmentation
+
+
+class _Target(NamedTuple):
+    """One of transformers' models: its classes, and the pixel decoder that it has."""
+
+    name: str
+    config: Any
+    model: Any
+    image_processor: Any
+    pixel_decoder: str
+
+
+# By our transformer decoder.
+_TARGETS = {
+    "detr": _Target(
+        "MaskFormer",
+        transformers.MaskFormerConfig,
+        transformers.MaskFormerForInstanceSegmentation,
+        transformers.MaskFormerImageProcessor,
+        "fpn",
+    ),
+    "masked": _Target(
+        "Mask2Former",
+        transformers.Mask2FormerConfig,
+        transformers.Mask2FormerForUniversalSegmentation,
+        transformers.Mask2FormerImageProcessor,
+        "deformable",
+    ),
+}
+
+
+def _target(config: Any) -> _Target:
+    return _TARGETS.get(config.transformer_decoder, _TARGETS["detr"])
 
 
 def to_transformers(model: Ours) -> tuple[Theirs, float]:
@@ -53,8 +88,8 @@ def to_transformers(model: Ours) -> tuple[Theirs, float]:
     config: Any = model.config
     lacking = _parts_without_counterpart(model)
     if lacking:
-        raise ValueError(f"transformers' MaskFormer has no counterpart of {'; nor of '.join(lacking)}.")
-    theirs: Any = Theirs(transformers_config(config)).eval()
+        raise ValueError(f"transformers' {_target(config).name} has no counterpart of {'; nor of '.join(lacking)}.")
+    theirs: Any = _target(config).model(transformers_config(config)).eval()
     theirs.to(model.dtype)
     # Their model replaces the configuration of a Swin by that of another class, of which loading it would warn.
     theirs.config.backbone_config = transformers_config(config).backbone_config
@@ -68,14 +103,16 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
     if config.model_type != MaskFormerHfConfig.model_type:
         return [f"a {config.model_type!r} model"]
     is_projected = model.model.pixel_decoder.memory_channels[0] != config.hidden_size
+    is_maskformer = _target(config).name == "MaskFormer"
     parts = {
-        f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != "fpn",
-        f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder != "detr",
-        "pre_norm=True": config.pre_norm,
+        f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != _target(config).pixel_decoder,
+        f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder not in _TARGETS,
+        "pre_norm=True": is_maskformer and config.pre_norm,
         f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already": (
-            config.enforce_input_projection and not is_projected
+            is_maskformer and config.enforce_input_projection and not is_projected
         ),
         f"decoder_encoder_layers={config.decoder_encoder_layers}": config.decoder_encoder_layers > 0,
+        f"encoder_levels={config.encoder_levels}": not is_maskformer and config.encoder_levels != 3,
         "the stem of R50c and R101c (backbone_config.stem_type='deep')": getattr(backbone, "stem_type", "basic")
         == "deep",
         f"dilations in the last stage (backbone_config.multi_grid={getattr(backbone, 'multi_grid', None)})": set(
@@ -93,36 +130,42 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerConfig:
+def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerConfig | transformers.Mask2FormerConfig:
     """Translate a configuration. What transformers knows nothing of lies in a section of its own, for the way back."""
+    target = _target(config)
+    names = FIELDS if target.name == "MaskFormer" else MASK2FORMER_FIELDS
     translated: dict[str, Any] = {
-        **{other: getattr(config, name) for name, other in FIELDS.items()},
+        **{other: getattr(config, name) for name, other in names.items()},
         "backbone_config": config.backbone_config.to_dict(),  # pyrefly: ignore[missing-attribute]
-        "decoder_config": {
-            "model_type": "detr",
-            **{other: getattr(config, name) for name, other in DECODER_FIELDS.items()},
-        },
         "id2label": config.id2label,
         "label2id": config.label2id,
-        # With it their forward fails, unless it is asked for hidden states too.
-        FIELDS["use_auxiliary_loss"]: False,
     }
-    for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
-        translated[FIELDS[name]] = float(translated[FIELDS[name]])
-    read_back = MaskFormerHfConfig.from_dict({**translated, "model_type": MODEL_TYPE})
+    if target.name == "MaskFormer":
+        decoder = {other: getattr(config, name) for name, other in DECODER_FIELDS.items()}
+        translated["decoder_config"] = {"model_type": "detr", **decoder}
+        # With it their forward fails, unless it is asked for hidden states too.
+        translated[names["use_auxiliary_loss"]] = False
+    else:
+        translated["decoder_layers"] = config.decoder_layers + 1
+        translated[names["encoder_ffn_dim"]] = config.encoder_ffn_dim or config.ffn_dim
+        # Without it their forward fails.
+        translated[names["use_auxiliary_loss"]] = True
+    for name in {"no_object_weight", "class_weight", "mask_weight", "dice_weight", *_RATIOS} & names.keys():
+        translated[names[name]] = float(translated[names[name]])
+    read_back = MaskFormerHfConfig.from_dict({**translated, "model_type": target.config.model_type})
     common = {"backbone_config", *(field.name for field in fields(PreTrainedConfig))}
     own = sorted(field.name for field in fields(MaskFormerHfConfig) if field.name not in common)
     section = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(read_back, name)}
     if section:
         translated[OWN_SECTION] = section
-    return transformers.MaskFormerConfig(**translated)
+    return target.config(**translated)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def own_name(name: str) -> str:
-    """Our name of a tensor of transformers' MaskFormer, by the map that reads its checkpoints."""
+    """Our name of a tensor of transformers' models, by the map that reads their checkpoints."""
     for pattern, replacement in WEIGHT_NAMES.items():
         if re.match(pattern, name):
             name = re.sub(pattern, replacement, name)
@@ -146,8 +189,8 @@ def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
             empty.append(name)
     if ours or empty:
         raise ValueError(
-            f"transformers' MaskFormer cannot have this backbone: it has no place for {_first(sorted(ours))}, and gets "
-            f"no {_first(empty)}."
+            f"transformers' {_target(model.config).name} cannot have this backbone: it has no place for "
+            f"{_first(sorted(ours))}, and gets no {_first(empty)}."
         )
     return state
 
@@ -166,8 +209,9 @@ def _largest_difference(model: Ours, theirs: Any) -> float:
     difference = max((ours[name] - others[name]).abs().max().item() for name in names)
     if not difference <= LARGEST_DIFFERENCE * max(ours[name].abs().max().item() for name in names):
         raise ValueError(
-            "transformers' MaskFormer computes something else with these weights: logits of the same image differ by "
-            f"{difference:.2g}. Its {model.config.backbone_config.model_type!r} backbone is another one."
+            f"transformers' {_target(model.config).name} computes something else with these weights: logits of the "
+            f"same image differ by {difference:.2g}. Its {model.config.backbone_config.model_type!r} backbone is "
+            "another one."
         )
     return difference
 
@@ -175,15 +219,16 @@ def _largest_difference(model: Ours, theirs: Any) -> float:
 # --- image processor -------------------------------------------------------------------------------------------------
 
 
-def transformers_processor(processor: MaskFormerHfImageProcessor) -> transformers.MaskFormerImageProcessor:
-    """Their image processor with the same settings. It stretches sides to multiples of `size_divisor` where ours pads.
+def transformers_processor(processor: MaskFormerHfImageProcessor, config: Any) -> Any:
+    """The image processor of their model of this configuration of ours, with the same settings.
 
-    Settings it does not know are written all the same: they make ours of it again.
+    It stretches sides to multiples of `size_divisor` where ours pads. Settings it does not know are written all the
+    same: they make ours of it again.
     """
     options = processor.to_dict()
     for name in ("image_processor_type", "auto_map", "processor_class"):
         options.pop(name, None)
-    return transformers.MaskFormerImageProcessor(**options)
+    return _target(config).image_processor(**options)
 
 
 def describe_changes(model: Ours, processor: MaskFormerHfImageProcessor, difference: float) -> list[str]:
@@ -194,8 +239,13 @@ def describe_changes(model: Ours, processor: MaskFormerHfImageProcessor, differe
             "The image processor there rounds sides: it stretches them to multiples of "
             f"{processor.size_divisor}, where this one pads. Segmentations differ accordingly."
         )
-    if model.config.use_auxiliary_loss:
+    config: Any = model.config
+    if config.transformer_decoder == "detr" and config.use_auxiliary_loss:
         changes.append("Deep supervision is switched off: transformers' forward fails with it.")
+    if config.transformer_decoder == "masked" and not config.use_auxiliary_loss:
+        changes.append("Deep supervision is switched on: transformers' forward fails without it.")
+    if config.transformer_decoder == "masked" and config.dropout > 0:
+        changes.append(f"In training, whole decoder layers are left out there with probability {config.dropout}.")
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) and model.config.freeze_batch_norm:
         changes.append("BatchNorm is not frozen there: training changes its statistics.")
     return changes

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .remote_code import CodeOnTheHub
-from .transformers_layout import MODEL_TYPE, RENAMED_FIELDS, translate_config
+from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 PIXEL_DECODERS = ("fpn", "transformer_fpn", "deformable")
 TRANSFORMER_DECODERS = ("detr", "masked")
@@ -133,7 +133,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
             raise ValueError(
-                f"`{name}` is a field of transformers' MaskFormerConfig; here it is {RENAMED_FIELDS[name]}. "
+                f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
         self.backbone_config = _complete_backbone_config(self.backbone_config, self.num_channels)
@@ -145,7 +145,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, which calls it to read config.json, and besides:
 
-        - A configuration of transformers' own MaskFormer is translated, one of any other model refused.
+        - A configuration of transformers' own MaskFormer or Mask2Former is translated, one of any other model refused.
         - `num_labels`, `id2label` or `label2id` replace all three, and `label_ids_to_fuse` follows its classes by name.
         - Other fields of this class are checked together, as when a configuration is made.
         """
@@ -235,9 +235,10 @@ def _in_own_layout(config_dict: dict[str, Any], config_class: Any, source: str) 
     model_type = config_dict.get("model_type", own_model_type)
     if model_type == own_model_type:
         return config_dict
-    if model_type == MODEL_TYPE and config_class.reads_transformers_layout:
+    if model_type in MODEL_TYPES and config_class.reads_transformers_layout:
         return translate_config(config_dict, own_model_type)
-    others = f" and transformers' {MODEL_TYPE!r}" if config_class.reads_transformers_layout else ""
+    names = " and ".join(map(repr, MODEL_TYPES))
+    others = f" and transformers' {names}" if config_class.reads_transformers_layout else ""
     raise ValueError(f"{source} is a {model_type!r} model; only {own_model_type!r}{others} can be read here.")
 
 

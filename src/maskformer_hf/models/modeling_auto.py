@@ -6,14 +6,14 @@ from transformers import PreTrainedConfig
 
 from .modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .modeling_per_pixel import MaskFormerHfPerPixelBaseline
-from .transformers_layout import MODEL_TYPE
+from .transformers_layout import MODEL_TYPES
 
 # By `model_type`.
 MODEL_CLASSES: dict[str, Any] = {
     "maskformer_hf": MaskFormerHfForUniversalSegmentation,
     "maskformer_hf_per_pixel": MaskFormerHfPerPixelBaseline,
-    # transformers' own, which is translated.
-    MODEL_TYPE: MaskFormerHfForUniversalSegmentation,
+    # transformers' own, which are translated.
+    **dict.fromkeys(MODEL_TYPES, MaskFormerHfForUniversalSegmentation),
 }
 
 

@@ -124,7 +124,7 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, from our checkpoints and from those of its own MaskFormer.
+        """As in transformers, from our checkpoints and from those of its own MaskFormer and Mask2Former.
 
         With other labels than the checkpoint's (`num_labels`, `id2label`, `label2id`, or a `config` that has them) the
         rows of the classifier are kept where labels have the same name, no-object is kept in any case, and a warning

@@ -1,13 +1,15 @@
-"""Checkpoints of transformers' own MaskFormer (model_type "maskformer") in our words: fields and weight names.
+"""Checkpoints of transformers' own MaskFormer and Mask2Former in our words: fields and weight names.
 
 Literal maps, read when a checkpoint is loaded, and backwards when one is converted to that layout.
 """
 
 from typing import Any
 
-from transformers import MaskFormerConfig
+from transformers import Mask2FormerConfig, MaskFormerConfig
 
-MODEL_TYPE = "maskformer"
+# Their `model_type`.
+MASKFORMER, MASK2FORMER = "maskformer", "mask2former"
+MODEL_TYPES = (MASKFORMER, MASK2FORMER)
 
 # Fields that make a Mask2Former and no transformers configuration has: its class says it all.
 MASK2FORMER_PARTS = {
@@ -19,7 +21,7 @@ MASK2FORMER_PARTS = {
     "intersect_with_mask": True,
 }
 
-# Our field -> theirs.
+# Our field -> theirs, of a MaskFormer.
 FIELDS = {
     "feature_size": "fpn_feature_size",
     "mask_feature_size": "mask_feature_size",
@@ -40,11 +42,34 @@ DECODER_FIELDS = {
     "decoder_layers": "decoder_layers",
     "num_queries": "num_queries",
 }
+# Our field -> theirs, of a Mask2Former. `decoder_layers` is one more there, which counts predictions.
+MASK2FORMER_FIELDS = {
+    "feature_size": "feature_size",
+    "mask_feature_size": "mask_feature_size",
+    "encoder_layers": "encoder_layers",
+    "encoder_ffn_dim": "encoder_feedforward_dim",
+    "hidden_size": "hidden_dim",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_dim": "dim_feedforward",
+    "dropout": "dropout",
+    "pre_norm": "pre_norm",
+    "enforce_input_projection": "enforce_input_projection",
+    "num_queries": "num_queries",
+    "use_auxiliary_loss": "use_auxiliary_loss",
+    "class_weight": "class_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+    "no_object_weight": "no_object_weight",
+    "num_points": "train_num_points",
+    "oversample_ratio": "oversample_ratio",
+    "importance_sample_ratio": "importance_sample_ratio",
+}
 # Their fields that a constructor of ours would take for an unknown attribute, and ours in their place.
 RENAMED_FIELDS = {
     "fpn_feature_size": "`feature_size`",
     "cross_entropy_weight": "`class_weight`",
     "decoder_config": ", ".join(f"`{ours}` ({theirs})" for ours, theirs in DECODER_FIELDS.items()),
+    **{theirs: f"`{ours}`" for ours, theirs in MASK2FORMER_FIELDS.items() if ours != theirs},
 }
 # Fields of theirs that change no prediction of a trained model, and are not taken over. They are about initialisation,
 # about what a forward returns, or copies of fields in `decoder_config`, itself a DETR configuration of which only the
@@ -66,12 +91,33 @@ _WITHOUT_COUNTERPART = (
     # The name of their class.
     "architectures",
 )
+_MASK2FORMER_WITHOUT_COUNTERPART = (
+    "init_std",
+    "init_xavier_std",
+    "output_auxiliary_logits",
+    "decoder_layers",
+    # What their image processor leaves out already.
+    "ignore_value",
+    # Of one value each, or the checkpoint is refused.
+    "activation_function",
+    "common_stride",
+    "feature_strides",
+    # Names of other fields.
+    "hidden_size",
+    "num_hidden_layers",
+    "backbone",
+    "backbone_kwargs",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+    "architectures",
+)
 
 _MODEL = r"^(?:model\.)?"
 _ENCODER = _MODEL + r"pixel_level_module\.encoder\."
 _PIXEL_DECODER = _MODEL + r"pixel_level_module\.decoder\."
 _TRANSFORMER = _MODEL + r"transformer_module\."
 _LAYER = _TRANSFORMER + r"decoder\.layers\.(\d+)\."
+_ENCODER_LAYER = _PIXEL_DECODER + r"encoder\.layers\.(\d+)\."
 
 # Their name (a regular expression) -> ours; the first that fits a name is used. None fits a name of ours, so every
 # checkpoint can pass. Blocks of a Swin are renamed further by transformers' own conversion of Swin checkpoints.
@@ -88,6 +134,28 @@ WEIGHT_NAMES = {
     _PIXEL_DECODER + r"fpn\.layers\.(\d+)\.proj\.": r"model.pixel_decoder.laterals.\1.",
     _PIXEL_DECODER + r"fpn\.layers\.(\d+)\.block\.": r"model.pixel_decoder.outputs.\1.",
     _PIXEL_DECODER + r"mask_projection\.": "model.pixel_decoder.mask_projection.",
+    # Of Mask2Former, here and below.
+    _PIXEL_DECODER + r"input_projections\.": "model.pixel_decoder.input_projections.",
+    _PIXEL_DECODER + r"level_embed$": "model.pixel_decoder.level_embedding",
+    _PIXEL_DECODER + r"adapter_1\.": "model.pixel_decoder.laterals.0.",
+    _PIXEL_DECODER + r"layer_1\.": "model.pixel_decoder.outputs.0.",
+    _ENCODER_LAYER + r"self_attn\.value_proj\.": r"model.pixel_decoder.layers.\1.self_attn.v_proj.",
+    _ENCODER_LAYER + r"self_attn\.output_proj\.": r"model.pixel_decoder.layers.\1.self_attn.o_proj.",
+    _ENCODER_LAYER + r"self_attn\.": r"model.pixel_decoder.layers.\1.self_attn.",
+    _ENCODER_LAYER + r"self_attn_layer_norm\.": r"model.pixel_decoder.layers.\1.self_attn_norm.",
+    _ENCODER_LAYER + r"final_layer_norm\.": r"model.pixel_decoder.layers.\1.ffn_norm.",
+    _ENCODER_LAYER + r"fc1\.": r"model.pixel_decoder.layers.\1.ffn.fc1.",
+    _ENCODER_LAYER + r"fc2\.": r"model.pixel_decoder.layers.\1.ffn.fc2.",
+    _TRANSFORMER + r"level_embed\.": "model.transformer_decoder.level_embedding.",
+    _TRANSFORMER + r"queries_features\.": "model.transformer_decoder.query_features.",
+    _TRANSFORMER + r"input_projections\.": "model.transformer_decoder.input_projections.",
+    _TRANSFORMER + r"decoder\.mask_predictor\.mask_embedder\.(\d+)\.0\.": (
+        r"model.transformer_decoder.mask_embedder.layers.\1."
+    ),
+    _LAYER + r"cross_attn\.in_proj_": r"model.transformer_decoder.layers.\1.cross_attn.in_proj.",
+    _LAYER + r"cross_attn\.out_proj\.": r"model.transformer_decoder.layers.\1.cross_attn.o_proj.",
+    _LAYER + r"cross_attn_layer_norm\.": r"model.transformer_decoder.layers.\1.cross_attn_norm.",
+    # Of both, here and below.
     _TRANSFORMER + r"queries_embedder\.": "model.transformer_decoder.query_position.",
     _TRANSFORMER + r"input_projection\.": "model.transformer_decoder.input_projection.",
     _TRANSFORMER + r"decoder\.layernorm\.": "model.transformer_decoder.norm.",
@@ -117,11 +185,26 @@ IGNORED_WEIGHTS = (
 
 
 def translate_config(theirs: dict[str, Any], own_model_type: str) -> dict[str, Any]:
-    """The dictionary of a transformers `MaskFormerConfig` as one of ours.
+    """The dictionary of a transformers `MaskFormerConfig` or `Mask2FormerConfig` as one of ours.
 
     Raises:
-        ValueError: If a field asks for arithmetic that is not MaskFormer's.
+        ValueError: If a field asks for arithmetic that is not MaskFormer's, or Mask2Former's.
     """
+    translate = {MASKFORMER: _translate_maskformer, MASK2FORMER: _translate_mask2former}[theirs["model_type"]]
+    backbone, fields = translate(theirs)
+    return {
+        **fields,
+        "model_type": own_model_type,
+        "backbone_config": _translate_backbone(backbone.to_dict()),
+        "num_channels": backbone.num_channels,
+        # Trained by the original with fixed statistics, which transformers' BatchNorm is only in `eval()`.
+        "freeze_batch_norm": True,
+        **theirs.get(OWN_SECTION, {}),
+    }
+
+
+def _translate_maskformer(theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Their configuration of the backbone, and all other fields in ours."""
     backbone = theirs.get("backbone_config")
     if backbone is not None and backbone["model_type"] == "maskformer-swin":
         # Their second implementation of the same network, of which they warn that it is not supported.
@@ -140,16 +223,31 @@ def translate_config(theirs: dict[str, Any], own_model_type: str) -> dict[str, A
             "trained without."
         )
     known = {*FIELDS.values(), *_WITHOUT_COUNTERPART, OWN_SECTION}
-    return {
+    return parsed.backbone_config, {
         **{name: value for name, value in theirs.items() if name not in known},
         **{name: getattr(parsed, other) for name, other in FIELDS.items()},
         **{name: getattr(decoder, other) for name, other in DECODER_FIELDS.items()},
-        "model_type": own_model_type,
-        "backbone_config": _translate_backbone(parsed.backbone_config.to_dict()),
-        "num_channels": parsed.backbone_config.num_channels,
-        # Trained by the original with fixed statistics, which transformers' BatchNorm is only in `eval()`.
-        "freeze_batch_norm": True,
-        **theirs.get(OWN_SECTION, {}),
+    }
+
+
+def _translate_mask2former(theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    parsed: Any = Mask2FormerConfig.from_dict(theirs)
+    for name, value in {
+        "activation_function": "relu",
+        "common_stride": 4,
+        "feature_strides": [4, 8, 16, 32],
+    }.items():
+        found = getattr(parsed, name)
+        if (list(found) if isinstance(value, list) else found) != value:
+            raise ValueError(
+                f"`{name}` of this checkpoint is {found!r}; Mask2Former's is {value!r}, and there is no other here."
+            )
+    known = {*MASK2FORMER_FIELDS.values(), *_MASK2FORMER_WITHOUT_COUNTERPART, OWN_SECTION}
+    return parsed.backbone_config, {
+        **{name: value for name, value in theirs.items() if name not in known},
+        **{name: getattr(parsed, other) for name, other in MASK2FORMER_FIELDS.items()},
+        "decoder_layers": parsed.decoder_layers - 1,
+        **MASK2FORMER_PARTS,
     }
 
 
