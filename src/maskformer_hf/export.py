@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data.semantic_folder import IMAGE_SUFFIXES
+from .data.files import IMAGE_SUFFIXES
 from .inference import load, read_image
 
 ExportFormat = Literal["onnx", "torch-export"]

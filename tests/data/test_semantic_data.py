@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_ids_become_classes(folder):
-    data = SemanticFolder(folder, cache=True)
+    data = SemanticFolder(folder)
     assert data.id2label == {0: "sky", 1: "road", 2: "car"}
     sample = data[0]
     assert sample["image"].shape == (3, 2, 4)
@@ -40,7 +40,6 @@ def test_ids_become_classes(folder):
     assert sample["planes"].tolist() == [[[1, VOID, 2, 3], [VOID, VOID, 1, 1]]]
     assert sample["labels"].tolist() == [0, 1, 2]
     assert sample["name"].endswith("train/images/a.png")
-    assert data[0] is sample
     assert (data.task, data.label_ids_to_fuse) == ("semantic", [0, 1, 2])
     assert SemanticFolder(folder, void_classes=["car"]).id2label == {0: "sky", 1: "road"}
 
@@ -66,13 +65,17 @@ def test_errors_name_file_and_remedy(folder):
     with pytest.raises(ValueError, match="are not in classes"):
         SemanticFolder(folder, void_classes=["tree"])
     Image.fromarray(IDS + 5).save(folder / "labels/a.png")
-    with pytest.raises(ValueError, match=r"a.png holds id \d+, which is neither"):
+    with pytest.raises(
+        ValueError, match=r"a.png holds id \d+, which is not one of the 3 classes of classes.txt, nor void"
+    ):
         SemanticFolder(folder)[0]
     Image.fromarray(IDS[:1]).save(folder / "labels/a.png")
-    with pytest.raises(ValueError, match=r"is \(1, 4\).*its image is \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"images/a.png is \(2, 4\) \(height, width\), its annotations are for \(1, 4\)"
+    ):
         SemanticFolder(folder)[0]
     (folder / "labels/a.png").unlink()
-    with pytest.raises(ValueError, match=r"no PNG of the same name in labels/, first a.png"):
+    with pytest.raises(ValueError, match=r"no PNG of the same name in .*labels, first a.png"):
         SemanticFolder(folder)
     (folder.parent / "classes.txt").unlink()
     Image.fromarray(IDS).save(folder / "labels/a.png")

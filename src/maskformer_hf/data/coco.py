@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .coco_json import parse_instances, parse_panoptic
-from .files import missing_files, read_id_map, read_photo
+from .files import missing_files, names_file, read_id_map, read_photo
 from .records import arrow_records
 from .run_lengths import decode_run_lengths, planes_from_run_lengths
 from .sample import VOID, Problem, Sample, Task
@@ -269,11 +269,8 @@ def _sample(
 
 def _segment_ids(path: str) -> np.ndarray:
     """(H, W) ids of a panoptic PNG."""
-    try:
-        with Image.open(path) as png:
-            pixels = np.array(png.convert("RGB") if png.mode in ("P", "RGBA") else png)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with names_file(path), Image.open(path) as png:
+        pixels = np.array(png.convert("RGB") if png.mode in ("P", "RGBA") else png)
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         pixels = pixels.astype(np.int32)
         return pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]

@@ -4,6 +4,8 @@ import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from .records import Parsed, ProblemCounter, read_json
 from .run_lengths import run_lengths_of
 
@@ -39,7 +41,9 @@ def parse_instances(path: Path) -> Parsed:
         }
         for image_id, image in images.items()
     }
-    for number, annotation in enumerate(content["annotations"]):
+    # Seen only where it takes seconds.
+    progress = tqdm(content["annotations"], f"reading {path.name}", unit=" annotations", delay=3, leave=False)
+    for number, annotation in enumerate(progress):
         annotation_id = annotation.get("id", f"number {number}")
         where = f"annotation {annotation_id} of {path}"
         image_id = _field(annotation, "image_id", where)

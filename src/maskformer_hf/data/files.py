@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,15 @@ from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@contextmanager
+def names_file(path: str | Path) -> Iterator[None]:
+    """Within it, what Pillow raises for a missing, broken or huge file becomes a ValueError with the file's name."""
+    try:
+        yield
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
@@ -22,34 +32,28 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     Args:
         size: (height, width) of the annotations; None takes the photo as it is stored.
     """
-    try:
-        with Image.open(path) as photo:
-            stored = (photo.height, photo.width)
-            if photo.mode.startswith(("I", "F")):
+    with names_file(path), Image.open(path) as photo:
+        stored = (photo.height, photo.width)
+        if photo.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{path} has pixels of mode {photo.mode}, whose range nobody states; save it with 8 bits a channel"
+            )
+        turned = photo
+        if size is not None and size != stored:
+            turned = ImageOps.exif_transpose(photo)
+            if (turned.height, turned.width) != size:
                 raise ValueError(
-                    f"{path} has pixels of mode {photo.mode}, whose range nobody states; save it with 8 bits a channel"
+                    f"{path} is {stored} (height, width), its annotations are for {size}; annotate the photo as it "
+                    "is, or resize both together"
                 )
-            turned = photo
-            if size is not None and size != stored:
-                turned = ImageOps.exif_transpose(photo)
-                if (turned.height, turned.width) != size:
-                    raise ValueError(
-                        f"{path} is {stored} (height, width), its annotations are for {size}; annotate the photo as it "
-                        "is, or resize both together"
-                    )
-            image_HWC = np.array(turned.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        image_HWC = np.array(turned.convert("RGB"))
     return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
 
 
 def read_id_map(path: str | Path) -> np.ndarray:
     """Decodes a PNG with one channel of ids to (H, W); of 8 bits (mode L or P: the palette's indices), 16 or 32."""
-    try:
-        with Image.open(path) as png:
-            ids_HW = np.array(png)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with names_file(path), Image.open(path) as png:
+        ids_HW = np.array(png)
     if ids_HW.ndim != 2:
         raise ValueError(f"{path} has shape {ids_HW.shape}; a map of ids has one channel (mode L, P or I;16)")
     return ids_HW
@@ -66,6 +70,17 @@ def list_images(folder: Path) -> list[Path]:
     if count > 1:
         raise ValueError(f"{folder} holds {count} images called {stem}, and one map of ids cannot belong to both")
     return paths
+
+
+def with_maps(photos: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Each photo and the PNG of its stem in `folder`. Raises ValueError if there are photos without one."""
+    maps = {path.stem: path for path in folder.glob("*.png")}
+    missing = [path.name for path in photos if path.stem not in maps]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} images in {photos[0].parent} have no PNG of the same name in {folder}, first {missing[0]}"
+        )
+    return [(path, maps[path.stem]) for path in photos]
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:

@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
-from .files import list_images, read_id_map, read_photo
-from .sample import Sample, Task
+from .files import list_images, with_maps
+from .id_maps import NOTHING, IdMaps, Meaning
 
 
-class InstanceFolder(Dataset[Sample]):
+class InstanceFolder(IdMaps):
     """Photos of objects of one class, told apart by the ids in 8- or 16-bit PNGs; 0 is background.
 
     Args:
@@ -21,52 +18,19 @@ class InstanceFolder(Dataset[Sample]):
     Ids need neither order nor be without gaps, and an object may consist of several regions.
     """
 
-    task: Task = "instance"
-
     def __init__(self, root: str | Path) -> None:
-        from datasets import Dataset as ArrowDataset
-
-        self.root = Path(root)
-        image_paths = list_images(self.root / "images")
-        maps = {path.stem: path for path in (self.root / "instances").glob("*.png")}
-        missing = [path.name for path in image_paths if path.stem not in maps]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} images in {self.root} have no PNG of the same name in instances/, first {missing[0]}; "
-                "an image without objects has a PNG of zeros"
-            )
-        self.id2label: dict[int, str] = {0: _class_name(self.root)}
-        self.label_ids_to_fuse: list[int] = []
-        self.records = ArrowDataset.from_dict(
-            {
-                "image": [str(path) for path in image_paths],
-                "instances": [str(maps[path.stem]) for path in image_paths],
-            }
+        root = Path(root)
+        super().__init__(
+            with_maps(list_images(root / "images"), root / "instances"),
+            _objects,
+            task="instance",
+            classes=[(_class_name(root), True)],
+            known="an object",
         )
 
-    @property
-    def image_paths(self) -> list[str]:
-        return self.records["image"][:]
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        ids_HW = read_id_map(record["instances"])
-        image = read_photo(record["image"], size=ids_HW.shape)
-        # Not numpy.unique, which sorts all pixels.
-        present = np.flatnonzero(np.bincount(ids_HW.ravel()))
-        present = present[present > 0]
-        segment_of_id = np.zeros(int(ids_HW.max()) + 1, dtype=np.int32)
-        segment_of_id[present] = np.arange(1, len(present) + 1)
-        return {
-            "image": image,
-            "planes": tv_tensors.Mask(torch.from_numpy(segment_of_id[ids_HW])[None]),
-            "labels": torch.zeros(len(present), dtype=torch.int64),
-            "is_crowd": torch.zeros(len(present), dtype=torch.bool),
-            "name": record["image"],
-        }
+def _objects(ids: np.ndarray) -> Meaning:
+    return Meaning(np.where(ids == 0, NOTHING, 0), np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
 
 def _class_name(root: Path) -> str:

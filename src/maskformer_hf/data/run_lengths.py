@@ -29,7 +29,7 @@ def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problem
         for polygon in polygons:
             if len(polygon) < 6 or len(polygon) % 2:
                 problems.add("polygon of less than three points, or with an odd number of coordinates", where)
-            elif not all(math.isfinite(value) and abs(value) < FARTHEST for value in polygon):
+            elif not (math.isfinite(sum(polygon)) and min(polygon) > -FARTHEST and max(polygon) < FARTHEST):
                 problems.add(f"polygon with a coordinate that is no number, or beyond {FARTHEST}", where)
             else:
                 usable.append(polygon)
