@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from maskformer_hf import MaskFormerImageProcessor, load, predict
+from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, load, predict
 from maskformer_hf.tiles import TileMerger, TileObject, Window, join_objects, nearest_parts, scale_windows, tile_windows
 
 LABELS = {0: "sky", 1: "grass", 2: "car", 3: "person"}
@@ -23,10 +23,12 @@ class ColorModel:
     """
 
     def __init__(self, labels=LABELS, task="panoptic"):
-        self.config = SimpleNamespace(
-            num_channels=3, id2label=labels, task=task, label_ids_to_fuse=STUFF, object_mask_threshold=0.8,
-            overlap_mask_area_threshold=0.8, model_type="maskformer_hf",
-        )  # fmt: skip
+        self.config = MaskFormerConfig(
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+            label_ids_to_fuse=STUFF,
+            task=task,
+        )
         self.device, self.dtype, self.training = torch.device("cpu"), torch.float32, False
         self.calls = []
 
@@ -250,7 +252,9 @@ TWO = [Window(0, 0, 100, 100), Window(0, 60, 100, 160)]
 
 def box(tile, top, left, bottom, right, score=0.9, label_id=0):
     mask = np.ones((bottom - top, right - left), bool)
-    return TileObject(tile, label_id, "cell", score, mask.size, Window(top, left, bottom, right), mask)
+    return TileObject(
+        tile, label_id, "cell", score, mask.size, Window(top, left, bottom, right), np.packbits(mask).tobytes()
+    )
 
 
 def joined(*objects, windows=TWO):
@@ -295,8 +299,8 @@ def test_an_object_that_only_seems_whole_loses_nothing():
     assert joined(box(0, 20, 30, 40, 95), box(1, 20, 60, 40, 140)) == [((20, 30, 40, 140), 0.9, 20 * 110)]
 
 
-def test_memory_does_not_hold_tiles():
-    """A thousand tiles with an object each: crops of the objects, and nothing of a tile's size."""
+def test_memory_does_not_grow_with_the_tiles():
+    """What stays of a tile is a bit a pixel of its objects' boxes."""
     windows = tile_windows((64, 32000), 64, 32)
     merger = TileMerger("instance", windows)
     mask = torch.zeros(1, 64, 64, dtype=torch.bool)
@@ -304,12 +308,11 @@ def test_memory_does_not_hold_tiles():
     for tile in range(len(windows)):
         merger.add(tile, [{"id": 1, "label_id": 0, "label": "cell", "score": 0.9, "area": 16}], None, mask)
     assert len(windows) == 999
-    assert (
-        sum(item.mask.base.nbytes if item.mask.base is not None else item.mask.nbytes for item in merger.objects)
-        == 999 * 16
-    )
+    assert sum(len(item.bits) for item in merger.objects) == 999 * 2
     segments, _, crops = merger.result()
+    assert crops is not None
     assert len(segments) == len(crops) == 999
+    assert all(crop.shape == (4, 4) and crop.all() for crop in crops)
 
 
 def test_void_stays_void_and_stuff_lies_under_things():
@@ -330,3 +333,17 @@ def test_void_stays_void_and_stuff_lies_under_things():
     assert (segmentation[10:30, 10:38] == segments[1]["id"]).all()
     # The first tile decides 35 columns; in 25 of them the car is in front of half the sky.
     assert segments[0]["score"] == pytest.approx((0.5 * (700 - 250) + 0.7 * 700) / (1400 - 250), abs=1e-6)
+
+
+def test_what_hardly_was_found_changes_nothing_that_was():
+    """With a threshold of 0, as average precision wants it, every query is an object."""
+    one, other = box(0, 20, 30, 40, 100, 0.9), box(1, 20, 60, 40, 130, 0.8)
+    expected = joined(one, other)
+    assert len(expected) == 1
+    # Doubles of both, one of which overlaps better than the good ones do, and a blob that covers everything.
+    doubtful = [box(0, 19, 30, 40, 100, 0.05), box(1, 19, 60, 40, 130, 0.04), box(0, 0, 0, 100, 100, 0.02)]
+    result = joined(one, other, *doubtful)
+    assert expected[0] in result
+    assert sorted(score for _, score, _ in result)[:-1] == sorted(score for _, score, _ in joined(*doubtful))
+    # A fragment is none of a blob's.
+    assert ((80, 60, 100, 70), 0.9, 200) in joined(box(1, 80, 60, 100, 70, 0.9), box(0, 0, 0, 100, 100, 0.02))
