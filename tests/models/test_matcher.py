@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskformer_hf.models.matcher import _nearest, match, matching_costs
+from maskformer_hf.models.matcher import match, matching_costs, nearest
 
 WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
 
@@ -61,7 +61,7 @@ def test_targets_are_reduced_to_the_nearest_pixel():
 def test_nearest_pixels_are_those_of_interpolate(size, small):
     masks = torch.rand(2, *size) > 0.5
     expected = F.interpolate(masks[:, None].float(), size=small, mode="nearest")[:, 0]
-    assert torch.equal(_nearest(masks, small), expected)
+    assert torch.equal(nearest(masks, small), expected)
 
 
 def test_cost_of_certain_predictions_is_finite_and_ordered():

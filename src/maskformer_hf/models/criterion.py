@@ -16,10 +16,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
-from .matcher import match, matching_costs
+from .matcher import match, matching_costs, nearest
 from .point_sampling import sample_points, uncertain_points, uniform_points
 
 logger = logging.getLogger(__name__)
+
+# Of a query whose class is not supervised; any value that is no class.
+NO_TARGET = -100
 
 
 class Criterion(nn.Module):
@@ -71,8 +74,9 @@ class Criterion(nn.Module):
             mask_logits_LBQhw: Mask logits (L, B, Q, h, w).
             mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros to the size of the batch.
             class_labels: Classes (N_i,) of each image, int64.
-            void_masks: (B, H, W) bool, true at pixels that neither the matching nor the mask losses look at. Without
-                it void is background of every mask, as in the original.
+            void_masks: (B, H, W) bool, true at pixels that neither the matching nor the mask losses look at, nor is a
+                query taught no-object that matches no target and has most of its mask there: it may have found what
+                nobody labelled. Without it void is background of every mask, as in the original.
         """
         device = class_logits_LBQK.device
         mask_labels, class_labels = check_targets(
@@ -101,7 +105,10 @@ class Criterion(nn.Module):
             for layer in _last_layer_first(len(class_logits_LBQK)):
                 suffix = "" if layer == len(class_logits_LBQK) - 1 else f"_{layer}"
                 labels_M = labels_N[target_LM[layer]]
-                class_loss = self._class_loss(class_logits_LBQK[layer], image_LM[layer], query_LM[layer], labels_M)
+                excused_BQ = None if counted_BHW is None else _mostly_void(mask_logits_LBQhw[layer], counted_BHW)
+                class_loss = self._class_loss(
+                    class_logits_LBQK[layer], image_LM[layer], query_LM[layer], labels_M, excused_BQ
+                )
                 losses[f"loss_ce{suffix}"] = class_loss / class_weight_sum
                 losses[f"loss_mask{suffix}"] = mask_losses_L[layer] / num_masks
                 losses[f"loss_dice{suffix}"] = dice_L[layer] / num_masks
@@ -138,13 +145,15 @@ class Criterion(nn.Module):
         )
         return match(costs, num_targets)
 
-    def _class_loss(self, logits_BQK, image_M, query_M, labels_M):
-        """Weighted cross-entropy of all queries' classes, summed."""
+    def _class_loss(self, logits_BQK, image_M, query_M, labels_M, excused_BQ):
+        """Weighted cross-entropy of the classes of all queries but the unmatched excused ones, summed."""
         target_BQ = torch.full(logits_BQK.shape[:2], self.num_labels, device=logits_BQK.device)
+        if excused_BQ is not None:
+            target_BQ = target_BQ.masked_fill(excused_BQ, NO_TARGET)
         target_BQ[image_M, query_M] = labels_M
         weight = torch.ones(self.num_labels + 1, device=logits_BQK.device)
         weight[-1] = self.no_object_weight
-        return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight, reduction="sum")
+        return F.cross_entropy(logits_BQK.transpose(1, 2), target_BQ, weight, ignore_index=NO_TARGET, reduction="sum")
 
     def _mask_losses(
         self,
@@ -214,6 +223,15 @@ class Criterion(nn.Module):
         )
         average_over_processes(sums)
         return torch.stack((sums[0].clamp(min=1), sums[1]))
+
+
+@torch.no_grad()
+def _mostly_void(mask_logits_BQhw: torch.Tensor, counted_BHW: torch.Tensor) -> torch.Tensor:
+    """Queries of which more than half of the mask lies where nothing counts: (B, Q) bool, as panoptic quality excuses
+    a segment that was found there."""
+    masks_BQX = (mask_logits_BQhw > 0).flatten(2).float()
+    counted_BX = nearest(counted_BHW, mask_logits_BQhw.shape[-2:]).flatten(1)
+    return (masks_BQX @ counted_BX[..., None])[..., 0] < 0.5 * masks_BQX.sum(-1)
 
 
 def check_targets(

@@ -112,10 +112,10 @@ def _values(masks_NHW: torch.Tensor, size: Sequence[int], points_P2: torch.Tenso
     """What of masks (N, H, W) or (N, T, H, W) is compared, (N, X), float32."""
     if points_P2 is not None:
         return sample_points(masks_NHW[None], points_P2[None])[0].flatten(1)
-    return (masks_NHW.float() if masks_NHW.is_floating_point() else _nearest(masks_NHW, size)).flatten(1)
+    return (masks_NHW.float() if masks_NHW.is_floating_point() else nearest(masks_NHW, size)).flatten(1)
 
 
-def _nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """`F.interpolate(mode="nearest")` without a float copy of the masks at their full size."""
     rows, columns = (
         (torch.arange(out, device=masks_NHW.device) * (in_ / out)).long().clamp_(max=in_ - 1)
