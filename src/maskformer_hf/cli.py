@@ -223,6 +223,10 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run, in place of the recipe's output_dir.")
     ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option("--report-to", metavar="TRACKER", help="Also log to tensorboard, wandb, ...; may be repeated."),
+    ] = None,
 ) -> None:
     """Train a model by a recipe; the result is a folder that `--checkpoint` and `from_pretrained` take."""
     with _one_line_errors():
@@ -231,7 +235,7 @@ def train(
         _quiet_transformers()
         from .training import train as run_training
 
-        folder = run_training(recipe, overrides, resume, output)
+        folder = run_training(recipe, overrides, resume, output, report_to or ())
         # With several processes each of them comes here.
         if os.environ.get("RANK", "0") == "0":
             typer.echo(f"Saved {folder}")

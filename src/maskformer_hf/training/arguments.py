@@ -89,6 +89,7 @@ class Recipe:
     log_every: int = 20
     save_every: int = 500
     evaluate_every: int = 1000
+    report_to: list[str] = field(default_factory=list)  # trackers, by Accelerate's names: "tensorboard", "wandb", ...
     export_weights: Literal["best", "last"] = "best"
     export_dtype: Literal["float32", "float16"] = "float32"
 

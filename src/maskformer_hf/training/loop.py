@@ -7,20 +7,21 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from accelerate.utils import reduce as reduce_over_processes
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data import Collator, SampleStream, SegmentationDataset, augmentation
+from ..data.views import as_task
 from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
 from .building import build_model, build_processor, label_fields, open_data, training_record, write_model
@@ -30,6 +31,7 @@ from .evaluation import evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
 from .step import training_step
 from .stops import CHECKPOINT, check_finite, explained_stops
+from .tracking import check_trackers, track_picture, tracked, validation_picture
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +43,22 @@ def train(
     overrides: list[str] | None = None,
     resume: bool = False,
     output_dir: str | Path | None = None,
+    report_to: Sequence[str] = (),
 ) -> Path:
     """Trains by a recipe file and returns the folder `from_pretrained` loads: `<output_dir>/model`.
 
     `<output_dir>` also gets `checkpoint-<step>` (the last two), `best-<step>` (a model folder), `log.jsonl` and
     `evaluation.json`. With `resume` training goes on from the last whole checkpoint, with the losses of an
-    uninterrupted run; without a checkpoint it starts anew.
+    uninterrupted run; without a checkpoint it starts anew. Every evaluation leaves a picture, `validation-<step>.png`.
+
+    Args:
+        report_to: Trackers, in place of the recipe's.
     """
     recipe = read_recipe(recipe_path, overrides)
     if output_dir is not None:
         recipe.output_dir = str(output_dir)
+    if report_to:
+        recipe.report_to = list(report_to)
     training_data, validation_data = open_data(recipe.data)
     labels = label_fields(training_data)
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
@@ -69,11 +77,14 @@ def train_model(
 ) -> Path:
     """`train` on parts that are already built. `processor` gives mean, deviation and divisor, and post-processes."""
     output_dir = Path(recipe.output_dir)
+    check_trackers(recipe.report_to)
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.accumulation,
         # a batch is sent to the device by the loop, so that targets go as they are
         dataloader_config=DataLoaderConfiguration(even_batches=False),
+        log_with=[*recipe.report_to] or None,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "trackers")),
     )
     if channels_last := recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
@@ -129,7 +140,10 @@ def train_model(
 
     log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step)
     model.train()
-    with explained_stops(output_dir, lambda: progress.step, accelerator.is_main_process):
+    with (
+        explained_stops(output_dir, lambda: progress.step, accelerator.is_main_process),
+        tracked(accelerator, recipe, progress.step),
+    ):
         while progress.step < recipe.steps:
             factor = learning_rate_factor(progress.step)
             set_learning_rate(optimizer, factor)
@@ -155,9 +169,14 @@ def train_model(
             progress.seconds = pause - start
             if validation_data is not None and evaluates:
                 with average.applied() if average else nullcontext():
+                    averaged = whole()
                     evaluation = _evaluate_and_keep_best(
-                        accelerator, whole(), processor, validation_data, recipe, output_dir, progress, record
+                        accelerator, averaged, processor, validation_data, recipe, output_dir, progress, record
                     )
+                    if accelerator.is_main_process:
+                        picture = validation_picture(averaged, processor, as_task(validation_data, evaluation["task"]))
+                        picture.save(output_dir / f"validation-{progress.step:06d}.png")
+                        track_picture(accelerator, picture, progress.step)
                 log.evaluation(progress.step, evaluation)
             if saves:
                 _save_checkpoint(accelerator, output_dir, progress.step)
@@ -338,6 +357,7 @@ class _Log:
         figures |= {"learning_rate": learning_rate, "images_per_second": self.images_a_step / seconds}
         eta = (self.recipe.steps - step) * self.seconds_a_step
         self._write({"step": step, **figures, "seconds_left": eta})
+        self.accelerator.log({f"training/{name}": value for name, value in figures.items()}, step=step)
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.accelerator.is_main_process:
             self.bar.set_postfix_str(text)
@@ -348,6 +368,8 @@ class _Log:
     def evaluation(self, step: int, result: dict[str, Any]) -> None:
         figures = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
         self._write({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
+        numbers = {name: value for name, value in figures.items() if not isinstance(value, str)}
+        self.accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=step)
         if self.accelerator.is_main_process:
             self._say(f"step {step}/{self.recipe.steps}, validation\n{format_table(result)}")
 

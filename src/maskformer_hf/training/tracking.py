@@ -1,0 +1,104 @@
+"""Where a run is watched: the trackers Accelerate knows, and a picture of validation predictions."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from PIL import Image
+
+from ..data import SegmentationDataset
+from ..inference import Model, predict
+from ..visualize import PANEL_COLOR, LegendEntry, add_legend, draw_sample, draw_segmentation, label_color
+from .arguments import Recipe
+
+PROJECT = "maskformer"
+# Of the picture: few and small, for there is one an evaluation.
+PICTURE_IMAGES = 4
+PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 400, 8
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError for a tracker that Accelerate does not know, or whose package is not installed."""
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"report_to names {name!r}; choose among {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in available:
+            package = name.replace("_", "-")
+            raise ValueError(f"report_to names {name!r}, whose package is not installed: pip install {package}")
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, recipe: Recipe, first_step: int) -> Iterator[None]:
+    """Starts the trackers that `accelerator` was made with, tells them the recipe, and ends them."""
+    # What was logged after the checkpoint that a run goes on from is logged once more.
+    accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
+    fields = dataclasses.asdict(recipe)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            # Its way of keeping settings is a run of its own for each start.
+            tracker.log({"recipe": "```yaml\n" + yaml.safe_dump(fields, sort_keys=False) + "```"}, step=first_step)
+        else:
+            tracker.store_init_configuration(_flat(fields))
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under names with dots; what is no number or text as JSON."""
+    result = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return result
+
+
+def validation_picture(model: Model, processor: Any, dataset: SegmentationDataset) -> Image.Image:
+    """Photo, annotation and prediction of a few images, the same ones at every call, and the colours of the classes.
+
+    dataset: Its task is what is predicted.
+    """
+    was_training = model.training
+    model.eval()
+    rows, shown = [], set()
+    for index in np.linspace(0, len(dataset) - 1, min(PICTURE_IMAGES, len(dataset))).round().astype(int).tolist():
+        sample = dataset[index]
+        image = sample["image"].as_subclass(torch.Tensor)
+        [prediction] = predict(model, processor, image, task=dataset.task)
+        photo = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        drawn = draw_sample(sample, dataset.id2label, legend=False), draw_segmentation(photo, prediction, legend=False)
+        scale = min(PANEL_WIDTH / photo.width, PANEL_HEIGHT / photo.height)
+        size = max(1, round(scale * photo.width)), max(1, round(scale * photo.height))
+        rows.append([panel.resize(size, Image.Resampling.BICUBIC) for panel in (photo, *drawn)])
+        shown |= {*sample["labels"].tolist(), *(segment["label_id"] for segment in prediction.segments)}
+    model.train(was_training)
+    height = sum(row[0].height + GAP for row in rows)
+    picture = Image.new("RGB", (3 * (PANEL_WIDTH + GAP), height), PANEL_COLOR)
+    top = 0
+    for row in rows:
+        for column, panel in enumerate(row):
+            picture.paste(panel, (column * (PANEL_WIDTH + GAP) + (PANEL_WIDTH - panel.width) // 2, top))
+        top += row[0].height + GAP
+    entries = [LegendEntry([label_color(label)], dataset.id2label[label], "") for label in sorted(shown)]
+    return add_legend(picture, entries, font_size=14, below=True) if entries else picture
+
+
+def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            images_BHWC = np.asarray(picture)[None]
+            tracker.log_images({"validation/predictions": images_BHWC}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"validation/predictions": [picture]}, step=step)
