@@ -311,7 +311,7 @@ def _describe_data(data: dict[str, Any]) -> str | None:
     if not data:
         return None
     validation = f", and {data['validation_images']} for validation" if data.get("validation_images") else ""
-    return f"`{data['name']}`: {data['training_images']} images for training{validation}."
+    return f"`{data['name']}`: {data['training_images'] or 'streamed'} images for training{validation}."
 
 
 def _describe_training(training: dict[str, Any]) -> str:

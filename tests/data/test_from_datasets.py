@@ -10,7 +10,7 @@ from datasets import Array2D, ClassLabel, Features, Image, List, Value
 from PIL import Image as Photo
 from torch.utils.data import DataLoader
 
-from maskformer_hf.data import from_datasets, is_streamed, open_dataset, streamed_loader
+from maskformer_hf.data import FirstRows, from_datasets, is_streamed, open_dataset, streamed_loader
 from maskformer_hf.data.sample import VOID, binary_masks, class_map
 
 RED = np.array([[1, 1, 0], [2, 2, 255]], dtype=np.uint8)
@@ -208,6 +208,9 @@ def test_the_front_door(tmp_path):
         len(streamed)
     with pytest.raises(ValueError, match="a stream cannot be kept"):
         open_dataset(tmp_path, "train", format="datasets_streaming", cache=True)
+    first = FirstRows(streamed, 3)
+    assert (len(first), first.task, first.id2label) == (3, "semantic", {0: "dog", 1: "cat"})
+    assert torch.equal(first[1]["planes"], data[1]["planes"])
     # Its views, too, make samples of rows.
     [batch] = stream(streamed, start=0, stop=2, batch_size=2)
     assert class_map(batch[0]).tolist() == [[0, 0, 255], [1, 1, 255]]

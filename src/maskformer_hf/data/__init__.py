@@ -5,7 +5,7 @@ from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
 from .collate import Batch, Collator
 from .from_datasets import from_datasets
 from .instance_folder import InstanceFolder
-from .iterable_stream import is_streamed, streamed_loader
+from .iterable_stream import FirstRows, is_streamed, streamed_loader
 from .open import FORMATS, open_dataset
 from .sample import (
     VOID,
@@ -29,6 +29,7 @@ __all__ = [
     "CocoInstancesAndStuff",
     "CocoPanoptic",
     "Collator",
+    "FirstRows",
     "InstanceFolder",
     "Problem",
     "Sample",

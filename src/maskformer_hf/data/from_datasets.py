@@ -227,8 +227,8 @@ class StreamedReader(Dataset[Sample]):
 
     def __len__(self) -> int:
         raise TypeError(
-            "a stream has no length. To evaluate or check streamed data, take some of it: "
-            "datasets.Dataset.from_list(list(stream.take(100)), features=stream.features)"
+            "a stream has no length; to evaluate or check streamed data, take some of it: "
+            "maskformer_hf.data.FirstRows(dataset, 100)"
         )
 
     def __getitem__(self, index: Any) -> Sample:

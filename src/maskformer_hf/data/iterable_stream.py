@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .sample import Sample, SegmentationDataset
+from .sample import Sample, SegmentationDataset, Task
 from .stream import mix_seed
 
 BUFFER = 1000
@@ -16,9 +16,12 @@ BUFFER = 1000
 
 def is_streamed(dataset: SegmentationDataset) -> bool:
     """Whether `dataset` is a stream, or a view of one (see `maskformer_hf.data.views`)."""
+    table = getattr(dataset, "table", None)
+    if table is None:
+        return False
     import datasets
 
-    return isinstance(getattr(dataset, "table", None), datasets.IterableDataset)
+    return isinstance(table, datasets.IterableDataset)
 
 
 def streamed_loader(
@@ -139,3 +142,21 @@ class _Batches(Sampler[list[tuple[int, dict[str, Any]]]]):
                 yield row
             if is_empty:
                 raise ValueError("the streamed data set has no rows")
+
+
+class FirstRows(Dataset[Sample]):
+    """The first rows of a stream, as a data set with a length: what a check or an evaluation can read."""
+
+    def __init__(self, dataset: SegmentationDataset, count: int) -> None:
+        self.dataset = dataset
+        self.task: Task = dataset.task
+        self.id2label = dataset.id2label
+        self.label_ids_to_fuse = dataset.label_ids_to_fuse
+        self.rows = list(dataset.table.take(count))  # pyrefly: ignore[missing-attribute]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        item: Any = (index, self.rows[index])
+        return self.dataset[item]

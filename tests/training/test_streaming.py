@@ -1,0 +1,60 @@
+"""Training on streamed data: by a recipe, and resumed."""
+
+import pytest
+import yaml
+
+from layouts import LAYOUTS
+from maskformer_hf.data import is_streamed
+from maskformer_hf.training import train
+from maskformer_hf.training.arguments import read_recipe
+from maskformer_hf.training.building import open_data
+
+
+@pytest.fixture
+def streamed_recipe(tmp_path, tiny_checkpoint):
+    """Trains four steps on the first of two splits that `save_to_disk` wrote, which is streamed."""
+    LAYOUTS["datasets"](tmp_path / "data")
+    recipe = {
+        "data": {"root": str(tmp_path / "data"), "format": "datasets_streaming"},
+        "augmentation": {"short_edge": [48, 64], "crop_size": [32, 48]},
+        "model": {"checkpoint": str(tiny_checkpoint)},
+        "optimization": {"learning_rate": 1.0e-3},
+        "steps": 4,
+        "batch_size": 1,
+        "log_every": 1,
+        "save_every": 2,
+        "evaluate_every": 4,
+        "output_dir": str(tmp_path / "whole"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def losses(folder):
+    lines = [yaml.safe_load(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_stream_is_trained_on_and_resumed(streamed_recipe, tmp_path, caplog):
+    model = train(streamed_recipe)
+    record = yaml.safe_load((model / "training.json").read_text())
+    assert record["data"]["training_images"] is None
+    assert record["evaluation"]["images"] == record["data"]["validation_images"] == 1
+    assert "streamed images for training" in (model / "README.md").read_text()
+
+    stopped = tmp_path / "stopped"
+    train(streamed_recipe, ["steps=2", "optimization.schedule=step"], output_dir=stopped)
+    train(streamed_recipe, ["optimization.schedule=step"], output_dir=stopped, resume=True)
+    train(streamed_recipe, ["optimization.schedule=step"], output_dir=tmp_path / "uninterrupted")
+    expected = losses(tmp_path / "uninterrupted")
+    assert len(expected) == 4
+    assert losses(stopped) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_measured_on_is_not_streamed(streamed_recipe):
+    training, validation = open_data(read_recipe(streamed_recipe).data)
+    assert is_streamed(training)
+    assert validation is not None
+    assert not is_streamed(validation)
+    assert len(validation) == 1
