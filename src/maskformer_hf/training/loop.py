@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import Collator, SampleStream, SegmentationDataset, augmentation
+from ..data import Collator, SampleStream, SegmentationDataset, augmentation, is_streamed, streamed_loader
 from ..data.views import as_task
 from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
@@ -131,7 +131,7 @@ def train_model(
             recipe,
             step=progress.step,
             evaluation=result,
-            training_images=len(training_data),
+            training_images=None if is_streamed(training_data) else len(training_data),
             validation_images=len(validation_data) if validation_data is not None else 0,
             seconds=progress.seconds,
             machine=machine_name(accelerator.device),
@@ -212,26 +212,39 @@ class _Progress:
 def _batches(
     accelerator: Accelerator, dataset: SegmentationDataset, processor: Any, recipe: Recipe, first_step: int
 ) -> Iterator[dict[str, Any]]:
-    """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes."""
+    """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes,
+    except of a stream whose shards they share out."""
     samples_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
-    stream = SampleStream(
-        dataset,
-        augmentation(**vars(recipe.augmentation)),
-        seed=recipe.seed,
-        start=first_step * samples_a_step,
-        stop=recipe.steps * samples_a_step,
+    start, stop = first_step * samples_a_step, recipe.steps * samples_a_step
+    transform = augmentation(**vars(recipe.augmentation))
+    collate = Collator(
+        processor.image_mean,
+        processor.image_std,
+        processor.size_divisor,
+        size=recipe.augmentation.crop_size or (0, 0),
+        return_void_masks=recipe.void_masks,
     )
+    if is_streamed(dataset):
+        return iter(
+            streamed_loader(
+                dataset,
+                transform,
+                collate=collate,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                start=start,
+                stop=stop,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                workers=recipe.data.workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+        )
     loader = DataLoader(
-        stream,
+        SampleStream(dataset, transform, seed=recipe.seed, start=start, stop=stop),
         batch_size=recipe.batch_size,
         num_workers=recipe.data.workers,
-        collate_fn=Collator(
-            processor.image_mean,
-            processor.image_std,
-            processor.size_divisor,
-            size=recipe.augmentation.crop_size or (0, 0),
-            return_void_masks=recipe.void_masks,
-        ),
+        collate_fn=collate,
         pin_memory=accelerator.device.type == "cuda",
     )
     return iter(accelerator.prepare_data_loader(loader, device_placement=False))
