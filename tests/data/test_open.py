@@ -117,7 +117,9 @@ def test_what_fits_nothing_is_described(tmp_path):
         open_dataset(COCO4, "instances", format="coco_panoptic")
     for name in ("instances", "panoptic"):
         (tmp_path / f"{name}_train.json").write_text((COCO4 / f"{name}.json").read_text())
-    with pytest.raises(ValueError, match=r"fit several formats, \['coco_instances', 'coco_panoptic'\]; choose one"):
+    with pytest.raises(
+        ValueError, match=r"fit several formats, \['coco_instances', 'coco_panoptic'\]; write the whole"
+    ):
         open_dataset(tmp_path, "train")
 
 

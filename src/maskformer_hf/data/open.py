@@ -151,7 +151,9 @@ def find_format(root: str | Path, split: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise ValueError(f"{root} and split {split!r} fit several formats, {fitting}; choose one with format=")
+        raise ValueError(
+            f"{root} and split {split!r} fit several formats, {fitting}; write the whole name, or choose with format="
+        )
     looked_for = "\n".join(f"  {name}: {kind.needs}" for name, kind in FORMATS.items())
     raise ValueError(
         f"{root} with split {split!r} fits no format. Looked for:\n{looked_for}\n{root} holds {_listing(root)}; "
