@@ -2,7 +2,7 @@
 
 python examples/lora.py PATH --output runs/lora
 
-`PATH` holds the split train, as docs/fine-tune-on-your-data.md describes it. `runs/lora/adapter` is what was learned, a
+`PATH` holds the split train in any format that `maskformer train` reads. `runs/lora/adapter` is what was learned, a
 small file; `runs/lora/model` is checkpoint and adapter in one, which loads like any other model.
 """
 
@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, bundled_checkpoints
-from maskformer_hf.data import Collator, SampleStream, SemanticFolder, augmentation
+from maskformer_hf.data import Collator, SampleStream, augmentation, open_dataset
+from maskformer_hf.training.building import label_fields
 
 parser = argparse.ArgumentParser()
 parser.add_argument("data", type=Path)
@@ -29,15 +30,10 @@ parser.add_argument("--rank", type=int, default=8)
 options = parser.parse_args()
 
 torch.manual_seed(0)
-data = SemanticFolder(options.data / "train")
+data = open_dataset(options.data, "train")
 checkpoint = bundled_checkpoints().get(options.checkpoint, options.checkpoint)
-processor = MaskFormerImageProcessor.from_pretrained(checkpoint)
-base = MaskFormerForUniversalSegmentation.from_pretrained(
-    checkpoint,
-    dtype=torch.float32,
-    id2label=data.id2label,
-    label2id={name: index for index, name in data.id2label.items()},
-)
+base = MaskFormerForUniversalSegmentation.from_pretrained(checkpoint, dtype=torch.float32, **label_fields(data))
+processor = MaskFormerImageProcessor.from_pretrained(checkpoint, label_ids_to_fuse=base.config.label_ids_to_fuse)
 model = get_peft_model(
     base,
     LoraConfig(
