@@ -32,7 +32,8 @@ def test_tensorboard_has_what_the_log_has(recipe, tmp_path, monkeypatch):
     assert not end.value.code
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     tracked = events(run)
-    for name in ("loss", "loss_mask", "loss_dice", "loss_ce", "gradient_norm", "learning_rate", "images_per_second"):
+    terms = ("loss", "loss_mask", "loss_dice", "loss_ce", "gradient_norm")
+    for name in (*terms, "learning_rate", "images_per_second", "memory_gib"):
         written = [(event.step, event.value) for event in tracked.Scalars(f"training/{name}")]
         logged = [(line["step"], line[name]) for line in lines if name in line]
         assert [step for step, _ in written] == [step for step, _ in logged] == [1, 2, 3, 4, 5, 6]

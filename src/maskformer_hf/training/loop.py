@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
@@ -26,6 +27,7 @@ from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
 from .building import build_model, build_processor, label_fields, open_data, training_record, write_model
 from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
+from .data_check import check_before_training
 from .distributed import is_sharded, load_checkpoint, prepare_sharding, whole_model
 from .evaluation import evaluate, format_table, write_json
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
@@ -49,7 +51,8 @@ def train(
 
     `<output_dir>` also gets `checkpoint-<step>` (the last two), `best-<step>` (a model folder), `log.jsonl` and
     `evaluation.json`. With `resume` training goes on from the last whole checkpoint, with the losses of an
-    uninterrupted run; without a checkpoint it starts anew. Every evaluation leaves a picture, `validation-<step>.png`.
+    uninterrupted run; without a checkpoint it starts anew. Every evaluation leaves a picture, `validation-<step>.png`,
+    and the check of the data `data.png` and `data.json`.
 
     Args:
         report_to: Trackers, in place of the recipe's.
@@ -64,6 +67,8 @@ def train(
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
     model = build_model(recipe.model, labels)
     processor = build_processor(recipe.model, model.config)
+    if recipe.data.check and not (resume and numbered_folders(Path(recipe.output_dir), CHECKPOINT)):
+        check_before_training(recipe, model, training_data, validation_data)
     return train_model(model, processor, training_data, validation_data, recipe, resume)
 
 
@@ -333,6 +338,13 @@ def _export(
     return target
 
 
+def _memory(device: torch.device) -> float:
+    """In GiB: the most that was allocated on a GPU so far, or what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
 class _Log:
     """A progress bar where there is a terminal, a line in the log and in `log.jsonl` every `log_every` steps."""
 
@@ -368,6 +380,7 @@ class _Log:
         self.seconds_a_step = 0.9 * self.seconds_a_step + 0.1 * seconds if self.seconds_a_step else seconds
         figures = {name: float(value) for name, value in zip(names, means, strict=True)}
         figures |= {"learning_rate": learning_rate, "images_per_second": self.images_a_step / seconds}
+        figures["memory_gib"] = _memory(self.accelerator.device)
         eta = (self.recipe.steps - step) * self.seconds_a_step
         self._write({"step": step, **figures, "seconds_left": eta})
         self.accelerator.log({f"training/{name}": value for name, value in figures.items()}, step=step)
