@@ -246,10 +246,10 @@ def test_tests_that_hold_a_difference_are_named():
 
 def test_commands_and_options_are_those_of_the_help():
     page = read("command-line")
-    introduction, *sections = re.split(r"^## `maskformer (\w+) (.*)`$", page, flags=re.MULTILINE)
+    introduction, *sections = re.split(r"^## `maskformer ([\w-]+) (.*)`$", page, flags=re.MULTILINE)
     names = sections[::3]
     listed = help_text().split("Commands:")[1]
-    assert names == re.findall(r"^  (\w+)  ", listed, flags=re.MULTILINE)
+    assert names == re.findall(r"^  ([\w-]+)  ", listed, flags=re.MULTILINE)
     assert (
         options(help_text().split("Commands:")[0])
         == options(introduction.replace("python -m", ""))

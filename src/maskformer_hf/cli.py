@@ -41,6 +41,14 @@ TRAIN_EPILOG = """Examples:
 
   accelerate launch --num_processes 2 -m maskformer_hf train recipe.yaml"""
 
+CHECK_DATA_EPILOG = """Examples:
+
+  maskformer check-data photos
+
+  maskformer check-data coco --split train2017 --split val2017 --sheet coco.png
+
+  maskformer check-data --recipe recipe.yaml --json data.json"""
+
 EVALUATE_EPILOG = """Examples:
 
   maskformer evaluate street camvid/val
@@ -239,6 +247,72 @@ def train(
         # With several processes each of them comes here.
         if os.environ.get("RANK", "0") == "0":
             typer.echo(f"Saved {folder}")
+
+
+@app.command("check-data", epilog=CHECK_DATA_EPILOG)
+def check_data(
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A data set: a folder of any format that train reads, or a COCO json. The recipe's if not given."
+        ),
+    ] = None,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--split", help="What of the folder to check; may be given several times (train and val, if not given)."
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="How the data lie on disk; found out if not given.")] = "auto",
+    class_groups: Annotated[
+        str | None,
+        typer.Option(
+            "--class-groups", metavar="supercategory", help="Merge the classes of a COCO json to its super-categories."
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", help="Check as this recipe reads the data, and for the sizes and queries it trains with."
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a picture: photos with their labels drawn.")
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all that was found as JSON.")] = None,
+    max_images: Annotated[
+        int | None, typer.Option("--max-images", min=1, help="Look at so many of each split (all if not given).")
+    ] = None,
+) -> None:
+    """Say what a data set holds, what gets lost in training, and what is wrong with it, with file and id.
+
+    The exit status is 1 if there is anything that training would stumble over.
+    """
+    with _one_line_errors():
+        if data is None and recipe is None:
+            raise ValueError("give a folder, or a recipe with --recipe")
+        if data is not None and not data.exists():
+            raise ValueError(f"there is no folder or file {str(data)!r}")
+        if sheet is not None:
+            _check_picture(sheet, "--sheet")
+        _quiet_transformers()
+        from .data.report import format_report
+        from .training.arguments import read_recipe
+        from .training.data_check import check_data as check_splits
+        from .training.data_check import open_splits, queries_of
+
+        read = None if recipe is None else read_recipe(recipe)
+        reports = check_splits(
+            open_splits(data, splits or (), read, format=format, class_groups=class_groups),  # pyrefly: ignore
+            augmentation=None if read is None else read.augmentation,
+            num_queries=None if read is None else queries_of(read.model),
+            max_images=max_images,
+            sheet=sheet,
+            json=json_path,
+        )
+        typer.echo("\n\n".join(format_report(report) for report in reports))
+    if any(report.errors for report in reports):
+        raise typer.Exit(1)
 
 
 @app.command(epilog=EVALUATE_EPILOG)

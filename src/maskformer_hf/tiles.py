@@ -74,8 +74,8 @@ def _nearest_intervals(intervals: Collection[tuple[int, int]]) -> dict[tuple[int
 class TileObject:
     """An object as its tile saw it. `box` is in pixels of the photo, `bits` those of its mask in the box, packed.
 
-    Packed not only for an eighth of the memory: small arrays that stay, made between the large ones of each tile that do
-    not, leave the allocator holes into which the next tile's arrays no longer fit.
+    Packed not only for an eighth of the memory: small arrays that stay, made between the large ones of each tile that
+    do not, leave the allocator holes into which the next tile's arrays no longer fit.
     """
 
     tile: int

@@ -1,12 +1,16 @@
-"""A prediction as a picture: the photo, tinted by class, outlined, with a legend."""
+"""A prediction, or what a data set says, as a picture: the photo, tinted by class, outlined, with a legend."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from torchvision import tv_tensors
 
+from .data.report import Pick
+from .data.sample import Sample, SegmentationDataset, binary_masks, void_mask
 from .inference import ImageInput, Prediction, image_size, read_image
 
 # Successive labels are a golden angle apart, so that any few neighbours differ and a label keeps its colour whatever
@@ -19,6 +23,12 @@ TIERS = ((0.70, 0.17), (0.52, 0.15), (0.86, 0.13))
 PANEL_COLOR = (250, 250, 250)
 TEXT_COLOR = (32, 33, 36)
 FAINT_TEXT_COLOR = (112, 117, 122)
+# Stripes over what is void.
+HATCH_COLORS = ((70, 70, 70), (150, 150, 150))
+
+# Of the contact sheet, in pixels: a picture's cell, its caption, what is between cells.
+CELL_HEIGHT, CELL_WIDTH, CAPTION_HEIGHT, CELL_GAP = 270, 360, 40, 12
+SHEET_COLUMNS = 4
 
 
 class LegendEntry(NamedTuple):
@@ -93,7 +103,139 @@ def draw_segmentation(
     pixels[line] = 0.15 * pixels[line] + 0.85 * 255
     picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     entries = _legend_entries(prediction, id2label, colors)
-    return _add_legend(picture, entries) if legend and entries else picture
+    return add_legend(picture, entries) if legend and entries else picture
+
+
+def draw_sample(
+    sample: Sample, id2label: Mapping[int, str], *, opacity: float = 0.55, legend: bool = True
+) -> Image.Image:
+    """A photo under what its data set says of it, as `draw_segmentation` draws predictions; void and crowds hatched."""
+    masks_NHW = binary_masks(sample)
+    segments = [
+        {"id": number, "label_id": label, "label": id2label[label], "score": 1.0, "area": area}
+        for number, (label, area) in enumerate(
+            zip(sample["labels"].tolist(), masks_NHW.sum((1, 2)).tolist(), strict=True), start=1
+        )
+        if area
+    ]
+    photo = sample["image"].as_subclass(torch.Tensor)
+    prediction = Prediction("instance", (photo.shape[1], photo.shape[2]), segments, masks=masks_NHW)
+    picture = draw_segmentation(photo, prediction, opacity=opacity, legend=False)
+    picture = _hatch(picture, void_mask(sample).numpy())
+    entries = _legend_entries(prediction, id2label, _segment_colors(prediction))
+    return add_legend(picture, entries) if legend and entries else picture
+
+
+def contact_sheet(dataset: SegmentationDataset, picks: Sequence[Pick]) -> Image.Image:
+    """Pictures of a data set with its labels drawn, side by side, and a legend of the classes they show.
+
+    Args:
+        picks: as of `data.report.DataReport`. Of a pick with a segment's number what surrounds that segment is shown.
+    """
+    columns = min(SHEET_COLUMNS, max(1, len(picks)))
+    rows = max(1, -(-len(picks) // columns))
+    height, width = CELL_HEIGHT + CAPTION_HEIGHT + CELL_GAP, CELL_WIDTH + CELL_GAP
+    sheet = Image.new("RGB", (columns * width + CELL_GAP, rows * height + CELL_GAP), PANEL_COLOR)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    shown: set[int] = set()
+    has_void = False
+    for place, pick in enumerate(picks):
+        sample = _at_cell_size(dataset[pick.index], pick.number)
+        picture = draw_sample(sample, dataset.id2label, legend=False)
+        if len(dataset.id2label) > 1:
+            _write_names(picture, sample, dataset.id2label)
+        shown |= set(sample["labels"].tolist())
+        has_void |= bool(void_mask(sample).any())
+        left, top = CELL_GAP + place % columns * width, CELL_GAP + place // columns * height
+        sheet.paste(picture, (left + (CELL_WIDTH - picture.width) // 2, top + (CELL_HEIGHT - picture.height) // 2))
+        name = f"{pick.index}: {sample['name'].rsplit('/', 1)[-1]}"
+        for line, (text, color) in enumerate(((name, TEXT_COLOR), (pick.reason, FAINT_TEXT_COLOR))):
+            text = _shortened(text, font)
+            draw.text((left, top + CELL_HEIGHT + 3 + 17 * line), text, font=font, fill=color)
+    entries = [LegendEntry([label_color(label)], dataset.id2label[label], "") for label in sorted(shown)]
+    if has_void:
+        entries.append(LegendEntry([*HATCH_COLORS] * 2, "void or crowd", ""))
+    return add_legend(sheet, entries, font_size=16, below=True) if entries else sheet
+
+
+def _at_cell_size(sample: Sample, number: int | None) -> Sample:
+    """A sample, or what surrounds one of its segments, resized to fit into a cell of the contact sheet.
+
+    Segments without a pixel in it get no label.
+    """
+    image = sample["image"].as_subclass(torch.Tensor)
+    planes_PHW = sample["planes"].as_subclass(torch.Tensor)
+    if number is not None:
+        rows, columns = (planes_PHW == number).any(0).nonzero().unbind(1)
+        window = []
+        # Six times as long as the segment, and long enough to tell where one is.
+        wanted = max(64, *(6 * int(places.max() - places.min() + 1) for places in (rows, columns)))
+        for places, length in ((rows, image.shape[1]), (columns, image.shape[2])):
+            side = min(length, wanted)
+            start = min(max(0, (int(places.min() + places.max()) - side) // 2), length - side)
+            window.append(slice(start, start + side))
+        image, planes_PHW = image[:, window[0], window[1]], planes_PHW[:, window[0], window[1]]
+    scale = min(CELL_HEIGHT / image.shape[1], CELL_WIDTH / image.shape[2])
+    size = max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[2]))
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    planes_PHW = F.interpolate(planes_PHW[None].double(), size=size, mode="nearest")[0].int()
+    present = torch.bincount(planes_PHW.flatten().clamp(min=0), minlength=len(sample["labels"]) + 1)[1:] > 0
+    renumbered = torch.cat((torch.zeros(1, dtype=torch.int32), present.cumsum(0).int(), planes_PHW.new_full((1,), -1)))
+    return {
+        "image": tv_tensors.Image(torch.from_numpy(np.array(photo)).permute(2, 0, 1)),
+        "planes": tv_tensors.Mask(renumbered[planes_PHW.long()]),
+        "labels": sample["labels"][present],
+        "is_crowd": sample["is_crowd"][present],
+        "name": sample["name"],
+    }
+
+
+def _write_names(picture: Image.Image, sample: Sample, id2label: Mapping[int, str]) -> None:
+    """Writes the name of each class onto its largest segment, where there is room."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    masks_NHW = binary_masks(sample).numpy()
+    areas = masks_NHW.sum((1, 2))
+    named: set[int] = set()
+    free = np.ones(masks_NHW.shape[1:], bool)
+    for index in areas.argsort()[::-1].tolist():
+        label = int(sample["labels"][index])
+        half = round(font.getlength(id2label[label]) / 2) + 3
+        if label in named or areas[index] < 24 * half:
+            continue
+        # As far from its border as steps of shrinking tell, at half the resolution.
+        core = masks_NHW[index, ::2, ::2]
+        while (smaller := ~_dilate(~np.pad(core, 1), 1)[1:-1, 1:-1]).any():
+            core = smaller
+        y, x = (2 * int(places[len(places) // 2]) for places in core.nonzero())
+        room = (slice(max(0, y - 8), y + 8), slice(max(0, x - half), x + half))
+        if x - half < 0 or x + half > picture.width or not free[room].all():
+            continue
+        named.add(label)
+        free[room] = False
+        name = id2label[label]
+        draw.text((x, y), name, font=font, fill="white", anchor="mm", stroke_width=2, stroke_fill="black")
+
+
+def _hatch(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Dark stripes over the pixels of a mask (H, W)."""
+    if not mask.any():
+        return picture
+    height, width = mask.shape
+    stripe = max(3, round(min(height, width) / 80))
+    y, x = np.indices(mask.shape)
+    pixels = np.array(picture)
+    striped = mask & ((x + y) // stripe % 2 == 0)
+    pixels[striped] = 0.4 * pixels[striped] + 0.6 * np.array(HATCH_COLORS[0])
+    return Image.fromarray(pixels)
+
+
+def _shortened(text: str, font: Any) -> str:
+    """Text that fits the width of a cell."""
+    if font.getlength(text) <= CELL_WIDTH:
+        return text
+    while text and font.getlength(text + "...") > CELL_WIDTH:
+        text = text[:-1]
+    return text + "..."
 
 
 def _to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
@@ -172,9 +314,11 @@ def _legend_entries(
     return entries
 
 
-def _add_legend(picture: Image.Image, entries: list[LegendEntry]) -> Image.Image:
-    """The picture with a panel below it, or on its right where it is taller than wide."""
-    font_size = max(11, round(min(picture.size) / 30))
+def add_legend(
+    picture: Image.Image, entries: list[LegendEntry], font_size: int | None = None, below: bool = False
+) -> Image.Image:
+    """The picture with a panel below it, or unless `below` on its right where it is taller than wide."""
+    font_size = font_size or max(11, round(min(picture.size) / 30))
     font = ImageFont.load_default(font_size)
     gap, margin, line_height = round(0.45 * font_size), font_size, round(1.65 * font_size)
     swatch = round(1.05 * font_size)
@@ -182,7 +326,7 @@ def _add_legend(picture: Image.Image, entries: list[LegendEntry]) -> Image.Image
     def entry_width(entry: LegendEntry) -> int:
         return round(swatch + gap + font.getlength(entry.name) + gap + font.getlength(entry.detail))
 
-    beside = picture.height > picture.width
+    beside = picture.height > picture.width and not below
     column_width = max(entry_width(entry) for entry in entries) + 2 * gap
     if beside:
         rows = max(1, (picture.height - 2 * margin) // line_height)

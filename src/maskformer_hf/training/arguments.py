@@ -24,6 +24,7 @@ class DataArguments:
     unlabelled: Literal["void", "background"] | None = None  # None: as the format means it
     cache: bool = False  # keep decoded photos in memory
     workers: int = 0  # processes that load data; 0 loads between steps
+    check: bool = True  # before the first step, by `data_check`
 
 
 @dataclass

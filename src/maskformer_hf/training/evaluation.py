@@ -159,7 +159,7 @@ def evaluate_checkpoint(
     Raises ValueError when the classes of the data are not those of the checkpoint.
     """
     checkpoint_path(checkpoint)
-    root, part = _find_data(Path(data), split)
+    root, part = find_data(Path(data), split)
     model, processor = load(checkpoint, device, dtype)
     dataset = open_dataset(root, part, format=format, class_groups=class_groups)
     trained = _trained_classes(checkpoint)
@@ -235,7 +235,7 @@ def _choose_task(task: Task | None, model: Model, dataset: SegmentationDataset) 
     return check_task(task, model)
 
 
-def _find_data(path: Path, split: str | None) -> tuple[Path, str]:
+def find_data(path: Path, split: str | None) -> tuple[Path, str]:
     """The root and split for `open_dataset`."""
     if path.is_file():
         if split is not None:

@@ -1,0 +1,198 @@
+"""What a model will be trained on, before the first step: figures, problems, and a picture of it."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from ..data import SegmentationDataset, is_streamed, open_dataset
+from ..data.report import DataReport, format_report, inspect_dataset, photos_in_both
+from ..inference import checkpoint_path
+from ..models.modeling_auto import MODEL_CLASSES, model_class_of
+from ..visualize import contact_sheet
+from .arguments import AugmentationArguments, ModelArguments, Recipe
+from .building import MODEL_TYPES, open_data
+from .evaluation import find_data, write_json
+
+# Before training so many images of each split are looked at, which takes seconds; `maskformer check-data` takes all.
+IMAGES_BEFORE_TRAINING = 500
+PICTURES_BEFORE_TRAINING = 24
+
+
+def open_splits(
+    data: Path | None,
+    splits: Sequence[str],
+    recipe: Recipe | None,
+    *,
+    format: str = "auto",
+    class_groups: Literal["supercategory"] | Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, SegmentationDataset]:
+    """The data sets that `maskformer check-data` looks at, by name.
+
+    Args:
+        data: A folder, or a COCO json. With a recipe it takes the place of `data.root`, and may be None.
+        splits: If none are named those of the recipe, or the folder itself, or `train` and `val` in it.
+        format, class_groups: Take the place of what the recipe says, unless they are "auto" and None.
+
+    Raises ValueError where the files are of no format, or of another.
+    """
+    if recipe is not None:
+        arguments = recipe.data
+        if data is not None:
+            arguments.root = str(data)
+        if format != "auto":
+            arguments.format = format
+        if class_groups is not None:
+            arguments.class_groups = class_groups  # pyrefly: ignore[bad-assignment]
+        if splits:
+            arguments.train, arguments.validation = splits[0], None
+        training, validation = open_data(arguments)
+        found = {"train": training} if not splits else {splits[0]: training}
+        if validation is not None:
+            found["validation"] = validation
+        for name in splits[1:]:
+            arguments.train = name
+            found[name], _ = open_data(arguments)
+        return found
+    assert data is not None, "the command asks for one of the two"
+    options: Any = {"format": format, "class_groups": class_groups}
+    if not splits:
+        root, only = find_data(data, None)
+        try:
+            return {data.name: open_dataset(root, only, **options)}
+        except ValueError:
+            splits = [name for name in ("train", "val") if (data / name).is_dir() or _opens(data, name, options)]
+            if not splits:
+                raise
+    return {name: open_dataset(*find_data(data, name), **options) for name in splits}
+
+
+def _opens(root: Path, split: str, options: dict[str, Any]) -> bool:
+    try:
+        open_dataset(root, split, **options)
+    except ValueError:
+        return False
+    return True
+
+
+def check_data(
+    splits: Mapping[str, SegmentationDataset],
+    *,
+    augmentation: AugmentationArguments | None = None,
+    num_queries: int | None = None,
+    max_images: int | None = None,
+    max_pictures: int = 48,
+    sheet: Path | None = None,
+    json: Path | None = None,
+    progress: bool = True,
+) -> list[DataReport]:
+    """Inspects each split, and whether two of them share photos.
+
+    Args:
+        splits: Name -> data set.
+        augmentation: By which training resizes, so that it can be said what gets lost.
+        num_queries: Of the model.
+        max_images: Of each split, evenly spaced; None is all.
+        max_pictures: Of each contact sheet.
+        sheet: Where the contact sheet of the first split goes; those of others get their name behind the file's stem.
+        json: Where the reports go, as a list.
+    """
+    resize = None if augmentation is None else smallest_training_size(augmentation)
+    reports: list[DataReport] = []
+    for name, dataset in splits.items():
+        report = inspect_dataset(
+            dataset,
+            name=name,
+            max_images=max_images,
+            training_size=resize,
+            num_queries=num_queries,
+            max_picks=max_pictures,
+            progress=progress,
+        )
+        shared = [photos_in_both(other, report) for other in reports]
+        report.warnings += [problem for problem in shared if problem is not None]
+        reports.append(report)
+        if sheet is not None and report.picks:
+            path = sheet if len(reports) == 1 else sheet.with_stem(f"{sheet.stem}_{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(dataset, report.picks).save(path)
+    if json is not None:
+        write_json(json, {"splits": [report.to_json() for report in reports]})
+    return reports
+
+
+def check_before_training(
+    recipe: Recipe, model: Any, training_data: SegmentationDataset, validation_data: SegmentationDataset | None
+) -> None:
+    """Prints what was found to stderr, and writes `data.json` and `data.png` into the output folder.
+
+    With several processes the first one does it for all. Raises ValueError if training would stumble.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    # A stream can be read once only, from its beginning.
+    splits = {
+        name: dataset
+        for name, dataset in (("train", training_data), ("validation", validation_data))
+        if dataset is not None and not is_streamed(dataset)
+    }
+    output_dir = Path(recipe.output_dir)
+    reports = check_data(
+        splits,
+        augmentation=recipe.augmentation,
+        num_queries=getattr(model.config, "num_queries", None),
+        max_images=IMAGES_BEFORE_TRAINING,
+        max_pictures=PICTURES_BEFORE_TRAINING,
+        sheet=output_dir / "data.png",
+        json=output_dir / "data.json",
+    )
+    for report in reports:
+        tqdm.write(format_report(report) + "\n", file=sys.stderr)
+    raise_errors(reports)
+
+
+def raise_errors(reports: Sequence[DataReport]) -> None:
+    """Raises ValueError, which names the first error, if there are any."""
+    errors = [problem for report in reports for problem in report.errors]
+    if errors:
+        count = sum(problem.count for problem in errors)
+        raise ValueError(
+            f"the data has {count} error{'s' * (count > 1)}, the first: {errors[0].what}: {errors[0].examples[0]}; "
+            "correct or leave out what is named, or train regardless with data.check=false"
+        )
+
+
+def smallest_training_size(augmentation: AugmentationArguments) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    """To which (height, width) training resizes an image of a (height, width), where its sizes vary the smallest.
+
+    Jitters of scale go down to sizes at which much is lost on purpose; there it is the size at scale 1.
+    """
+
+    def size_of(size: tuple[int, int]) -> tuple[int, int]:
+        if augmentation.kind == "magnification_jitter":
+            scale = 1.0
+        elif augmentation.kind == "large_scale_jitter":
+            assert augmentation.crop_size is not None, "the augmentation needs it"
+            scale = min(augmentation.crop_size[0] / size[0], augmentation.crop_size[1] / size[1])
+        else:
+            assert augmentation.short_edge is not None, "the augmentation needs it"
+            scale = augmentation.short_edge[0] / min(size)
+            if augmentation.long_edge is not None:
+                scale = min(scale, augmentation.long_edge / max(size))
+        return max(1, int(scale * size[0])), max(1, int(scale * size[1]))
+
+    return size_of
+
+
+def queries_of(arguments: ModelArguments) -> int | None:
+    """The number of queries of the model of a recipe, without building it; None if it has none."""
+    if "num_queries" in arguments.config:
+        return arguments.config["num_queries"]
+    if arguments.checkpoint is None:
+        config_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]].config_class
+        return config_class.num_queries if arguments.architecture == "maskformer" else None
+    path = checkpoint_path(arguments.checkpoint)
+    return model_class_of(path).config_class.from_pretrained(path).num_queries
