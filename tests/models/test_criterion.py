@@ -335,6 +335,31 @@ def test_gradients_reach_the_matched_masks_only(mask_loss):
     torch.testing.assert_close(leaf.grad.transpose(0, 1), other.grad)
 
 
+@pytest.mark.parametrize("num_frames", [None, 2])
+@pytest.mark.parametrize("counts", [[3, 1], [0, 2], [0, 0], [8, 1]])
+def test_losses_of_embeddings_are_those_of_their_products(counts, num_frames):
+    """And so are the gradients, which do not pass through the products of all queries."""
+    torch.manual_seed(0)
+    frames = () if num_frames is None else (num_frames,)
+    leaves = torch.randn(2, 2, 6, 5), torch.randn(2, *frames, 5, 8, 12)
+    masks, labels = targets(counts)
+    if num_frames:
+        masks = [mask[:, None].expand(-1, num_frames, -1, -1) for mask in masks]
+    results = []
+    for given in (False, True):
+        embeddings = [x.clone().requires_grad_() for x in leaves]
+        mask_logits = torch.einsum("lbqc,b...chw->lbq...hw", *embeddings)
+        total, losses = make_criterion()(
+            predictions()[0],
+            mask_logits.detach() if given else mask_logits,
+            masks,
+            labels,
+            embeddings=tuple(embeddings) if given else None,
+        )
+        results.append(({name: loss.detach() for name, loss in losses.items()}, torch.autograd.grad(total, embeddings)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
 class Predictions(torch.nn.Module):
     """As little of a model as can be trained."""
 

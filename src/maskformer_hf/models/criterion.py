@@ -63,6 +63,7 @@ class Criterion(nn.Module):
         mask_labels: Sequence[torch.Tensor],
         class_labels: Sequence[torch.Tensor],
         void_masks: torch.Tensor | None = None,
+        embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted sum of all terms, and each term unweighted under the original's names.
 
@@ -93,10 +94,15 @@ class Criterion(nn.Module):
             matches = self._match(
                 class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator
             )
-            # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
-            masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
-            image_LM, query_LM, target_LM = _in_target_order(matches, class_labels, device)
-            matched_LMhw = _Matched.apply(mask_logits_LBQhw, image_LM, query_LM).float()
+        image_LM, query_LM, target_LM = _in_target_order(matches, class_labels, device)
+        if embeddings is None:
+            matched_LMhw = _Matched.apply(mask_logits_LBQhw, image_LM, query_LM)
+        else:
+            matched_LMhw = _matched_products(*embeddings, query_LM, [len(query) for query, _ in matches[0]])
+        # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
+        masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
+        with torch.autocast(device.type, enabled=False):
+            matched_LMhw = matched_LMhw.float()
             mask_losses_L, dice_L = self._mask_losses(
                 matched_LMhw, masks_NHW, target_LM, counted_BHW, image_LM, generator
             )
@@ -307,6 +313,20 @@ class _Matched(torch.autograd.Function):
         grad_LBQhw = zeros.permute([order.index(dim) for dim in range(len(order))])
         grad_LBQhw[ctx.saved_tensors] = grad_LMhw
         return grad_LBQhw, None, None
+
+
+def _matched_products(
+    mask_embeddings_LBQC: torch.Tensor,
+    pixel_embeddings_BChw: torch.Tensor,
+    query_LM: torch.Tensor,
+    num_matched: list[int],
+) -> torch.Tensor:
+    """What `_Matched` gives, (L, M, h, w), made of the embeddings; of each image `num_matched`, one after the other."""
+    products = []
+    for image, query_Lm in enumerate(query_LM.split(num_matched, dim=1)):
+        embeddings_LmC = mask_embeddings_LBQC[:, image].take_along_dim(query_Lm[..., None], dim=1)
+        products.append(torch.einsum("lmc,...chw->lm...hw", embeddings_LmC, pixel_embeddings_BChw[image]))
+    return torch.cat(products, dim=1)
 
 
 def _in_target_order(

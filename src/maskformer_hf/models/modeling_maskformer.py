@@ -377,7 +377,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             every_layer=every_layer,
             return_dict=True,
         )
-        class_logits, mask_logits = self.head(
+        class_logits, mask_logits, mask_embeddings = self.head(
             stack_queries(base, every_layer),
             _stack_mask_embeddings(base, every_layer),
             base.pixel_decoder_last_hidden_state,
@@ -386,7 +386,12 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         if mask_labels is not None:
             supervised = slice(None) if supervise else slice(-1, None)
             loss, loss_dict = self.criterion(
-                class_logits[supervised], mask_logits[supervised], mask_labels, class_labels, void_masks
+                class_logits[supervised],
+                mask_logits[supervised],
+                mask_labels,
+                class_labels,
+                void_masks,
+                embeddings=(mask_embeddings[supervised], base.pixel_decoder_last_hidden_state),
             )
         auxiliary_logits = None
         if output_auxiliary_logits:

@@ -21,10 +21,12 @@ class ClassHead(nn.Module):
         queries_LBQC: torch.Tensor,
         mask_embeddings_LBQC: torch.Tensor | None,
         pixel_embeddings_BChw: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (L, B, Q, K+1) and mask logits (L, B, Q, h, w) of all decoder layers at once."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Class logits (L, B, Q, K+1), mask logits (L, B, Q, h, w) and mask embeddings (L, B, Q, C) of all decoder
+        layers at once."""
         assert mask_embeddings_LBQC is not None, "the part tables pair this head with decoders that make them"
-        return self.class_predictor(queries_LBQC), _multiply(mask_embeddings_LBQC, pixel_embeddings_BChw)
+        mask_logits_LBQhw = _multiply(mask_embeddings_LBQC, pixel_embeddings_BChw)
+        return self.class_predictor(queries_LBQC), mask_logits_LBQhw, mask_embeddings_LBQC
 
     def change_classes(self, rows: Sequence[int | None]):
         """Replace the classifier: class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
@@ -45,7 +47,7 @@ class SegmentationHead(ClassHead):
         queries_LBQC: torch.Tensor,
         mask_embeddings_LBQC: torch.Tensor | None,
         pixel_embeddings_BChw: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return super().forward(queries_LBQC, self.mask_embedder(queries_LBQC), pixel_embeddings_BChw)
 
 
