@@ -112,7 +112,27 @@ def test_accumulation_equals_one_larger_batch(recipe, tmp_path):
 
 
 def test_autocast_keeps_named_modules_in_float32(recipe, tmp_path):
-    train(recipe, ["steps=2", "mixed_precision=bf16", "float32_modules=[model.backbone]", "channels_last=true"])
+    """Also one that is given what others computed in less."""
+    seen = {}
+
+    def remember(name):
+        # Of the first step: the picture of predictions is made without autocast.
+        return lambda module, inputs, output: seen.update({name: seen.get(name, output.dtype)})
+
+    build = loop.build_model
+
+    def build_and_watch(*arguments):
+        model = build(*arguments)
+        for name in ("model.pixel_decoder.stem", "model.transformer_decoder.layers.0.ffn.fc1"):
+            model.get_submodule(name).register_forward_hook(remember(name.split(".")[1]))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_model", build_and_watch)
+        train(
+            recipe, ["steps=2", "mixed_precision=bf16", "float32_modules=[model.pixel_decoder]", "channels_last=true"]
+        )
+    assert seen == {"pixel_decoder": torch.float32, "transformer_decoder": torch.bfloat16}
     with pytest.raises(ValueError, match=r"model\.bakbone"):
         train(recipe, ["mixed_precision=bf16", "float32_modules=[model.bakbone]"], output_dir=tmp_path / "other")
 

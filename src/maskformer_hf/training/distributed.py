@@ -26,6 +26,8 @@ def prepare_sharding(accelerator: Accelerator, model: Any) -> None:
     plugin: Any = accelerator.state.fsdp_plugin
     # Every process has built the same model. Accelerate's way of sending the first one's knows no buffers.
     plugin.cpu_ram_efficient_loading = False
+    # Autocast alone does mixed precision, as without sharding: float32 stays where the losses and the recipe want it.
+    plugin.mixed_precision_policy = None
     if plugin.transformer_cls_names_to_wrap is None:
         # Accelerate takes a class that this configuration has no layer of for an error.
         present = {type(module).__name__ for module in model.modules()}

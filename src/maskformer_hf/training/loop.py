@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from accelerate.utils import reduce as reduce_over_processes
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -196,7 +197,18 @@ def _keep_float32(model: nn.Module, name: str, device_type: str) -> None:
     except AttributeError as error:
         children = [child for child, _ in model.named_modules() if child.count(".") <= name.count(".") and child]
         raise ValueError(f"float32_modules names {name!r}; the model has {children}") from error
-    module.forward = torch.autocast(device_type, enabled=False)(module.forward)
+    forward = torch.autocast(device_type, enabled=False)(module.forward)
+
+    def float32(value: torch.Tensor) -> torch.Tensor:
+        return value.float() if value.is_floating_point() else value
+
+    def forward_in_float32(*arguments: Any, **options: Any) -> Any:
+        # What comes from modules under autocast is in their type.
+        return forward(
+            *tree_map_only(torch.Tensor, float32, arguments), **tree_map_only(torch.Tensor, float32, options)
+        )
+
+    module.forward = forward_in_float32
 
 
 class _Progress:
