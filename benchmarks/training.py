@@ -66,7 +66,7 @@ class PlainSum(torch.nn.Module):
     """In place of the criterion."""
 
     def forward(
-        self, class_logits: torch.Tensor, mask_logits: torch.Tensor, *targets: Any
+        self, class_logits: torch.Tensor, mask_logits: torch.Tensor, *targets: Any, **embeddings: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return class_logits.sum() + mask_logits.sum(), {}
 
