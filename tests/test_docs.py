@@ -30,7 +30,7 @@ from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("fine-tune-on-your-data", "parts", "moving-from-transformers", "command-line")
+PAGES = ("fine-tune-on-your-data", "parts", "moving-from-transformers", "command-line", "metrics")
 LANGUAGES = {"python", "bash", "yaml", "text"}
 
 
@@ -195,6 +195,10 @@ def test_command_line(workplace, released, photos, hub):
     assert (workplace / "result.png").is_file()
     assert (workplace / "overlays" / "street.json").is_file()
     assert "me/my-maskformer" in hub.repositories
+
+
+def test_metrics(workplace):
+    assert run_page("metrics")["result"]["boundary_iou"] == 1
 
 
 # --- what all pages keep ---------------------------------------------------------------------------------------------

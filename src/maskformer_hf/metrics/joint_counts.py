@@ -4,6 +4,7 @@ import torch
 
 # Pairs of values that are counted directly; beyond this a table would cost more than the pixels.
 LARGEST_TABLE = 2**20
+CPU_CHUNK = 2**15
 
 
 def as_integers(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -26,7 +27,16 @@ def joint_counts(
     values. The ranges are those of the values, with not more than `LARGEST_TABLE` pairs."""
     height, width = row_range[1] - row_range[0] + 1, column_range[1] - column_range[0] + 1
     assert height * width <= LARGEST_TABLE
-    # Half the bytes of int64. Values that are large, but close to each other, overflow and come back with the shift.
-    joint = torch.add(columns.to(torch.int32), rows.to(torch.int32), alpha=width)
-    shift = row_range[0] * width + column_range[0]
-    return torch.bincount((joint - shift).flatten(), minlength=height * width).view(height, width)
+    counts = torch.zeros(height * width, dtype=torch.int64, device=rows.device)
+    rows, columns = rows.flatten(), columns.flatten()
+    # On a CPU as much at a time as stays in its cache, but more than the table, which each time is written as a whole.
+    step = max(CPU_CHUNK, 4 * counts.numel()) if rows.device.type == "cpu" else max(1, rows.numel())
+    for some_rows, some_columns in zip(rows.split(step), columns.split(step), strict=True):
+        # int32 has half the bytes of what most maps come in.
+        joint = _from_zero(some_rows, row_range[0]).mul_(width).add_(_from_zero(some_columns, column_range[0]))
+        counts += torch.bincount(joint, minlength=counts.numel())
+    return counts.view(height, width)
+
+
+def _from_zero(values: torch.Tensor, smallest: int) -> torch.Tensor:
+    return (values - smallest if smallest else values).to(torch.int32, copy=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .joint_counts import LARGEST_TABLE, as_integers, joint_counts, value_ranges
+from .joint_counts import as_integers
 
 
 class PanopticQuality:
@@ -71,15 +71,12 @@ class PanopticQuality:
         false_positive = ~match_NM.any(0) & (excused_area <= 0.5 * predicted_area)
         false_negative = ~match_NM.any(1) & ~is_crowd
         rows, columns = match_NM.nonzero()
-        for row, (labels, weights) in enumerate(
-            (
-                (true_labels[rows], iou_NM[rows, columns]),
-                (true_labels[rows], None),
-                (predicted_labels[false_positive], None),
-                (true_labels[false_negative], None),
-            )
+        counts = self.counts.numpy()
+        np.add.at(counts[0], true_labels[rows], iou_NM[rows, columns])
+        for row, labels in enumerate(
+            (true_labels[rows], predicted_labels[false_positive], true_labels[false_negative]), start=1
         ):
-            self.counts[row] += torch.from_numpy(np.bincount(labels, weights, self.num_labels).astype(np.float64))
+            np.add.at(counts[row], labels, 1)
 
     def _read(self, segments: Sequence[Mapping[str, Any]], whose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids, label ids and is-crowd of a list of segments, by rising id."""
@@ -147,29 +144,27 @@ def _pixel_table(
     true: torch.Tensor, true_ids: np.ndarray, predicted: torch.Tensor, predicted_ids: np.ndarray
 ) -> np.ndarray:
     """Pixels of each pair of ids, (2 + N, 2 + M) int64; the first two rows and columns are the ids -1 and 0."""
-    true, predicted = as_integers(true, predicted.device), as_integers(predicted, predicted.device)
-    maps, ids = [true, predicted], [np.concatenate(([-1, 0], part)) for part in (true_ids, predicted_ids)]
-    for whose, part, (low, high) in zip(("reference", "predicted"), ids, value_ranges(*maps), strict=True):
-        if low < -1 or high > part[-1]:
-            raise _unlisted(whose, low if low < -1 else high)
-    if (ids[0][-1] + 2) * (ids[1][-1] + 2) > LARGEST_TABLE:
-        # The ids of COCO's coloured files go up to 2^24: numbered anew.
-        for index, whose in enumerate(("reference", "predicted")):
-            known = torch.from_numpy(ids[index]).to(predicted.device)
-            position = torch.searchsorted(known, maps[index].long())
-            wrong = known[position] != maps[index]
-            if bool(wrong.any()):
-                raise _unlisted(whose, int(maps[index][wrong][0]))
-            maps[index], ids[index] = position - 1, np.arange(-1, len(known) - 1)
-    counts = joint_counts(maps[0], maps[1], (-1, int(ids[0][-1])), (-1, int(ids[1][-1]))).cpu().numpy()
-    table = counts[np.ix_(ids[0] + 1, ids[1] + 1)]
-    if table.sum() != true.numel():
-        for whose, part, sums in (("reference", ids[0], counts.sum(1)), ("predicted", ids[1], counts.sum(0))):
-            others = np.setdiff1d(sums.nonzero()[0] - 1, part)
-            if len(others):
-                raise _unlisted(whose, int(others[0]))
-    return table
-
-
-def _unlisted(whose: str, segment_id: int) -> ValueError:
-    return ValueError(f"the {whose} segmentation holds id {segment_id}, which its segments_info has not; void is 0")
+    maps = [as_integers(part, predicted.device).flatten() for part in (true, predicted)]
+    # Segments make long runs of one pair of ids; looking at runs and not at pixels makes ids of any size cheap.
+    ends = torch.zeros_like(maps[0], dtype=torch.bool)
+    ends[-1:] = True
+    for part in maps:
+        ends[:-1] |= part[1:] != part[:-1]
+    positions = np.flatnonzero(ends.cpu().numpy())
+    lengths = np.diff(positions, prepend=-1)
+    places = []
+    for whose, part, ids in (("reference", maps[0], true_ids), ("predicted", maps[1], predicted_ids)):
+        known, values = (
+            np.concatenate(([-1, 0], ids)),
+            part[torch.from_numpy(positions).to(part.device)].long().cpu().numpy(),
+        )
+        place = np.searchsorted(known, values).clip(max=len(known) - 1)
+        if (known[place] != values).any():
+            raise ValueError(
+                f"the {whose} segmentation holds id {values[known[place] != values][0]}, which its segments_info has "
+                "not; void is 0"
+            )
+        places.append(place)
+    height, width = 2 + len(true_ids), 2 + len(predicted_ids)
+    counts = np.bincount(places[0] * width + places[1], lengths, height * width)
+    return counts.reshape(height, width).astype(np.int64)
