@@ -39,26 +39,27 @@ class Polygons(Dataset[Sample]):
         shares: bool = False,
         problems: Sequence[Problem] = (),
     ) -> None:
-        import datasets
-        from datasets import List, Value
+        import pyarrow
+        from datasets import Dataset as ArrowDataset
+        from datasets.table import InMemoryTable
 
         self.id2label: dict[int, str] = dict(enumerate(names))
         self.label_ids_to_fuse: list[int] = []
         self.problems = list(problems)
         self.shares = shares
-        self.records = datasets.Dataset.from_list(
-            list(records),
-            features=datasets.Features(
-                {
-                    "image": Value("string"),
-                    "file": Value("string"),
-                    "size": List(Value("int32")),
-                    "labels": List(Value("int32")),
-                    "polygons": List(List(List(Value("float64")))),
-                    "masks": List(Value("string")),
-                }
-            ),
+        numbers = pyarrow.list_(pyarrow.int32())
+        schema = pyarrow.schema(
+            {
+                "image": pyarrow.string(),
+                "file": pyarrow.string(),
+                "size": numbers,
+                "labels": numbers,
+                "polygons": pyarrow.list_(pyarrow.list_(pyarrow.list_(pyarrow.float64()))),
+                "masks": pyarrow.list_(pyarrow.string()),
+            }
         )
+        # Not `from_list`, which takes ten times as long to look at every number.
+        self.records = ArrowDataset(InMemoryTable(pyarrow.Table.from_pylist(list(records), schema)))
 
     @property
     def image_paths(self) -> list[str]:

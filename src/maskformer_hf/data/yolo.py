@@ -81,12 +81,12 @@ def _read_line(fields: list[str], entry: dict[str, Any], numbers: dict[int, int]
             f"{where} has {len(coordinates)} coordinates; an outline has an x and a y of three points or more"
         )
     # A little beyond the edge is rounding, or an object that goes on there.
-    if not all(-0.1 <= value <= 1.1 for value in coordinates):
+    if min(coordinates) < -0.1 or max(coordinates) > 1.1 or math.isnan(sum(coordinates)):
         value = next(value for value in coordinates if not -0.1 <= value <= 1.1)
         remedy = "" if math.isnan(value) else ": divide x by the width of the photo and y by its height"
         raise ValueError(f"{where} has coordinate {value}; they are shares between 0 and 1{remedy}")
     entry["labels"].append(numbers[file_id])
-    entry["polygons"].append([[min(max(value, 0.0), 1.0) for value in coordinates]])
+    entry["polygons"].append([coordinates])
     entry["masks"].append("")
 
 
