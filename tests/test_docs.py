@@ -13,24 +13,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from typer.testing import CliRunner
 
 import maskformer_hf
+from layouts import LAYOUTS
 from maskformer_hf import inference
 from maskformer_hf.cli import app
 from maskformer_hf.conversion.detectron2 import read_checkpoint
+from maskformer_hf.data import FORMATS, open_dataset
 from maskformer_hf.models.modeling_maskformer import PIXEL_DECODERS
 from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("fine-tune-on-your-data", "parts", "moving-from-transformers", "command-line", "metrics")
+PAGES = ("fine-tune-on-your-data", "parts", "moving-from-transformers", "command-line", "metrics", "data")
 LANGUAGES = {"python", "bash", "yaml", "text"}
 
 
@@ -199,6 +203,27 @@ def test_command_line(workplace, released, photos, hub):
 
 def test_metrics(workplace):
     assert run_page("metrics")["result"]["boundary_iou"] == 1
+
+
+def test_data(workplace, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workplace / "cache")
+    for name, write in LAYOUTS.items():
+        write(workplace / "data" / name)
+    found = run_page("data")
+    assert len(found["data"]) == 1
+    opened = {}
+    for path in workplace.glob("*.yaml"):
+        arguments = yaml.safe_load(path.read_text())["data"]
+        train, validation = arguments.pop("train", "train"), arguments.pop("validation", "val")
+        data = open_dataset(arguments.pop("root"), train, **arguments)
+        assert len(next(iter(data))["labels"]) >= 1, path
+        assert open_dataset(yaml.safe_load(path.read_text())["data"]["root"], validation, **arguments).id2label
+        opened[path.stem] = data
+    assert {*FORMATS} - {"datasets_streaming"} | {"grouped", "streamed"} == opened.keys()
+    assert opened["grouped"].id2label == {0: "ground", 1: "vehicle"}
+    headings = re.findall(r"^## (\w+)$", read("data"), flags=re.MULTILINE)
+    assert set(headings) == {*FORMATS}
+    assert opened["ade20k"].task == "panoptic"
 
 
 # --- what all pages keep ---------------------------------------------------------------------------------------------
