@@ -198,6 +198,18 @@ def test_more_segments_than_queries():
     assert problem(report.warnings, "image of more segments than the 3 queries").examples == ["a: 4 segments"]
 
 
+def test_more_segments_than_queries_in_a_window_of_training():
+    apart = sample("apart", [(1, 0, 0, 5, 5), (1, 0, 50, 5, 55), (1, 30, 0, 35, 5), (1, 30, 50, 35, 55)])
+    together = sample("together", [(1, 22, 32 + 4 * i, 38, 34 + 4 * i) for i in range(5)], crowd=[0])
+    report = inspect(apart, together, num_queries=3, crop_size=(20, 30))
+    assert problem(report.warnings, "window of 20 x 30").examples == ["together: 4 segments"]
+    # At half the size a window sees four times as much.
+    report = inspect(
+        apart, together, num_queries=3, crop_size=(20, 30), training_size=lambda size: (size[0] // 2, size[1] // 2)
+    )
+    assert problem(report.warnings, "window of 20 x 30").count == 2
+
+
 def test_some_of_many_images_evenly_spaced():
     report = inspect(*(sample(f"{index}", [(index // 40, 0, 0, 10, 10)]) for index in range(120)), max_images=6)
     assert (report.images, report.inspected) == (120, 6)

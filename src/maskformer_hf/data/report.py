@@ -30,8 +30,8 @@ TINY = "segment that is left at training size, but no cell of the predicted mask
 
 @dataclass
 class ClassReport:
-    """One class: `images` that have it, its `segments` (crowds aside), their `pixels`, the pixels of the `smallest`, and
-    how many of them are `lost` at training size."""
+    """One class: `images` that have it, its `segments` (crowds aside), their `pixels`, those of the `smallest`, and how
+    many of them are `lost` at training size."""
 
     label: str
     is_thing: bool
@@ -118,6 +118,7 @@ def inspect_dataset(
     name: str = "",
     max_images: int | None = None,
     training_size: Callable[[Size], Size] | None = None,
+    crop_size: Size | None = None,
     num_queries: int | None = None,
     max_picks: int = 48,
     progress: bool = True,
@@ -130,9 +131,10 @@ def inspect_dataset(
         name: what the report calls the data set, such as "train".
         training_size: the smallest (height, width) to which training resizes an image of a (height, width). Segments
             are reduced to it as training does, by the nearest pixel.
-        num_queries: of the model: an image should not have more segments.
+        crop_size: (height, width) of the window that training cuts out then.
+        num_queries: of the model, which can find no more segments: in an image, or with `crop_size` in a window.
     """
-    survey = _Survey(dataset, name, training_size, num_queries)
+    survey = _Survey(dataset, name, training_size, crop_size, num_queries)
     count = len(dataset)
     wanted = count if max_images is None else min(count, max_images)
     # range(n) in even steps
@@ -156,11 +158,13 @@ class _Survey:
         dataset: SegmentationDataset,
         name: str,
         training_size: Callable[[Size], Size] | None,
+        crop_size: Size | None,
         num_queries: int | None,
     ) -> None:
         self.dataset = dataset
         self.labels = [dataset.id2label[index] for index in range(len(dataset.id2label))]
         self.training_size = training_size
+        self.crop_size = crop_size
         self.num_queries = num_queries
         stuff = set(range(len(self.labels))) if dataset.task == "semantic" else set(dataset.label_ids_to_fuse)
         classes = [ClassReport(label, index not in stuff) for index, label in enumerate(self.labels)]
@@ -200,7 +204,12 @@ class _Survey:
         self._add_photo(index, sample)
         areas = _areas(planes_PHW, num_segments)
         self._add_pixels(index, sample)
-        small = self._reduced(planes_PHW, num_segments)
+        resized_PHW, resized_areas, cell_areas = planes_PHW, areas, areas
+        if self.training_size is not None:
+            resized_PHW = _nearest(planes_PHW, self.training_size((planes_PHW.shape[1], planes_PHW.shape[2])))
+            cells = [max(1, side // MASK_STRIDE) for side in resized_PHW.shape[1:]]
+            resized_areas = _areas(resized_PHW, num_segments)
+            cell_areas = _areas(_nearest(planes_PHW, (cells[0], cells[1])), num_segments)
         present = 0
         for number, (label, crowd, area) in enumerate(zip(labels, is_crowd, areas, strict=True), start=1):
             if area == 0:
@@ -221,10 +230,10 @@ class _Survey:
                 heapq.heappush(self.smallest, entry)
             elif entry > self.smallest[0]:
                 heapq.heapreplace(self.smallest, entry)
-            if small is not None and not small[0][number - 1]:
+            if not resized_areas[number - 1]:
                 row.lost += 1
                 self.warnings.add(LOST, f"{name}: segment {number}, {self.labels[label]}, {area} px")
-            elif small is not None and not small[1][number - 1]:
+            elif not cell_areas[number - 1]:
                 self.warnings.add(TINY, f"{name}: segment {number}, {self.labels[label]}, {area} px")
         self.classes_of_image[index] = present
         num_targets = sum(area > 0 and not crowd for area, crowd in zip(areas, is_crowd, strict=True))
@@ -235,10 +244,23 @@ class _Survey:
             self.data.empty_images += 1
             self.odd_images.setdefault("no segment", index)
         if self.num_queries is not None and num_targets > self.num_queries:
-            self.warnings.add(
-                f"image of more segments than the {self.num_queries} queries of the model",
-                f"{name}: {num_targets} segments",
-            )
+            most = self._most_in_a_window(resized_PHW, is_crowd)
+            if most > self.num_queries:
+                where = "image" if self.crop_size is None else "window of {} x {}".format(*self.crop_size)
+                what = f"{where} of more segments than the {self.num_queries} queries"
+                self.warnings.add(what, f"{name}: {most} segments")
+
+    def _most_in_a_window(self, planes_PHW: torch.Tensor, is_crowd: list[bool]) -> int:
+        """Of an image at training size, the largest number of segments in a window that training may cut out."""
+        height, width = self.crop_size or planes_PHW.shape[1:]
+        targets = torch.tensor([not crowd for crowd in is_crowd])
+        most = 0
+        # Windows that overlap by half: the training's own are drawn by chance.
+        for top in range(0, max(1, planes_PHW.shape[1] - height // 2), max(1, height // 2)):
+            for left in range(0, max(1, planes_PHW.shape[2] - width // 2), max(1, width // 2)):
+                areas = _areas(planes_PHW[:, top : top + height, left : left + width], len(is_crowd))
+                most = max(most, int((torch.tensor(areas) > 0)[targets].sum()))
+        return most
 
     def _add_photo(self, index: int, sample: Sample) -> None:
         height, width = sample["image"].shape[-2:]
@@ -263,17 +285,6 @@ class _Survey:
         if void == num_pixels:
             self.warnings.add("image of which nothing is known", sample["name"])
             self.odd_images.setdefault("void all over", index)
-
-    def _reduced(self, planes_PHW: torch.Tensor, num_segments: int) -> tuple[list[int], list[int]] | None:
-        """Areas of the segments at training size, and in cells of the predicted masks."""
-        if self.training_size is None:
-            return None
-        height, width = self.training_size((planes_PHW.shape[1], planes_PHW.shape[2]))
-        cells = max(1, height // MASK_STRIDE), max(1, width // MASK_STRIDE)
-        return (
-            _areas(_nearest(planes_PHW, (height, width)), num_segments),
-            _areas(_nearest(planes_PHW, cells), num_segments),
-        )
 
     def report(self, max_picks: int) -> DataReport:
         data = self.data

@@ -100,7 +100,10 @@ def check_data(
         sheet: Where the contact sheet of the first split goes; those of others get their name behind the file's stem.
         json: Where the reports go, as a list.
     """
-    resize = None if augmentation is None else smallest_training_size(augmentation)
+    resize, crop_size = None, None
+    if augmentation is not None:
+        resize = smallest_training_size(augmentation)
+        crop_size = None if augmentation.crop_size is None else (augmentation.crop_size[0], augmentation.crop_size[1])
     reports: list[DataReport] = []
     for name, dataset in splits.items():
         report = inspect_dataset(
@@ -108,6 +111,7 @@ def check_data(
             name=name,
             max_images=max_images,
             training_size=resize,
+            crop_size=crop_size,
             num_queries=num_queries,
             max_picks=max_pictures,
             progress=progress,
@@ -168,12 +172,12 @@ def raise_errors(reports: Sequence[DataReport]) -> None:
 def smallest_training_size(augmentation: AugmentationArguments) -> Callable[[tuple[int, int]], tuple[int, int]]:
     """To which (height, width) training resizes an image of a (height, width), where its sizes vary the smallest.
 
-    Jitters of scale go down to sizes at which much is lost on purpose; there it is the size at scale 1.
+    Large-scale jitter goes down to sizes at which much is lost on purpose; there it is the size at scale 1.
     """
 
     def size_of(size: tuple[int, int]) -> tuple[int, int]:
         if augmentation.kind == "magnification_jitter":
-            scale = 1.0
+            scale = augmentation.scale[0]
         elif augmentation.kind == "large_scale_jitter":
             assert augmentation.crop_size is not None, "the augmentation needs it"
             scale = min(augmentation.crop_size[0] / size[0], augmentation.crop_size[1] / size[1])
