@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig as PerPixelBaselineConfig
+    from .models.configuration_video import MaskFormerHfVideoConfig
+    from .models.configuration_video import MaskFormerHfVideoConfig as MaskFormerVideoConfig
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor as MaskFormerImageProcessor
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .models.modeling_maskformer import MaskFormerHfModel as MaskFormerModel
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline as PerPixelBaseline
+    from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
+    from .models.modeling_video import MaskFormerHfForVideoSegmentation as MaskFormerForVideoSegmentation
     from .pipeline import MaskFormerImageSegmentationPipeline
     from .visualize import draw_segmentation
 
@@ -32,15 +36,20 @@ _PUBLIC = {
     "MaskFormerConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
     "MaskFormerForInstanceSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
     "MaskFormerForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
+    "MaskFormerForVideoSegmentation": ("models.modeling_video", "MaskFormerHfForVideoSegmentation"),
     "MaskFormerHfConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
     "MaskFormerHfForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
+    "MaskFormerHfForVideoSegmentation": ("models.modeling_video", "MaskFormerHfForVideoSegmentation"),
     "MaskFormerHfImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
     "MaskFormerHfModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
     "MaskFormerHfPerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "MaskFormerHfPerPixelConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
+    "MaskFormerHfVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
+    "MaskFormerHfVideoModel": ("models.modeling_video", "MaskFormerHfVideoModel"),
     "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
     "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
     "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
+    "MaskFormerVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
     "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "Prediction": ("inference", "Prediction"),
@@ -54,15 +63,20 @@ __all__ = [
     "MaskFormerConfig",
     "MaskFormerForInstanceSegmentation",
     "MaskFormerForUniversalSegmentation",
+    "MaskFormerForVideoSegmentation",
     "MaskFormerHfConfig",
     "MaskFormerHfForUniversalSegmentation",
+    "MaskFormerHfForVideoSegmentation",
     "MaskFormerHfImageProcessor",
     "MaskFormerHfModel",
     "MaskFormerHfPerPixelBaseline",
     "MaskFormerHfPerPixelConfig",
+    "MaskFormerHfVideoConfig",
+    "MaskFormerHfVideoModel",
     "MaskFormerImageProcessor",
     "MaskFormerImageSegmentationPipeline",
     "MaskFormerModel",
+    "MaskFormerVideoConfig",
     "PerPixelBaseline",
     "PerPixelBaselineConfig",
     "Prediction",
@@ -107,9 +121,11 @@ def register() -> None:
 
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+    from .models.configuration_video import MaskFormerHfVideoConfig
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
+    from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
     from .pipeline import register_pipeline
 
     AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
@@ -125,6 +141,9 @@ def register() -> None:
     AutoConfig.register(MaskFormerHfPerPixelConfig.model_type, MaskFormerHfPerPixelConfig, exist_ok=True)
     for auto_class in (AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
         auto_class.register(MaskFormerHfPerPixelConfig, MaskFormerHfPerPixelBaseline, exist_ok=True)
+    AutoConfig.register(MaskFormerHfVideoConfig.model_type, MaskFormerHfVideoConfig, exist_ok=True)
+    AutoModel.register(MaskFormerHfVideoConfig, MaskFormerHfVideoModel, exist_ok=True)
+    AutoModelForUniversalSegmentation.register(MaskFormerHfVideoConfig, MaskFormerHfForVideoSegmentation, exist_ok=True)
     for config_class in (MaskFormerHfConfig, MaskFormerHfPerPixelConfig):
         # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
         AutoImageProcessor.register(

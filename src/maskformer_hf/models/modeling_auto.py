@@ -6,12 +6,14 @@ from transformers import PreTrainedConfig
 
 from .modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .modeling_per_pixel import MaskFormerHfPerPixelBaseline
+from .modeling_video import MaskFormerHfForVideoSegmentation
 from .transformers_layout import MODEL_TYPES
 
 # By `model_type`.
 MODEL_CLASSES: dict[str, Any] = {
     "maskformer_hf": MaskFormerHfForUniversalSegmentation,
     "maskformer_hf_per_pixel": MaskFormerHfPerPixelBaseline,
+    "maskformer_hf_video": MaskFormerHfForVideoSegmentation,
     # transformers' own, which are translated.
     **dict.fromkeys(MODEL_TYPES, MaskFormerHfForUniversalSegmentation),
 }

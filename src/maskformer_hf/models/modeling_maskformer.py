@@ -258,6 +258,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         every_layer: bool = False,
+        num_frames: int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MaskFormerHfModelOutput | tuple:
@@ -266,6 +267,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below.
             pixel_mask: Accepted for the callers' sake: padding is masked nowhere in the network, as in the original.
             every_layer: Normalise and return the queries of all decoder layers.
+            num_frames: T, if the images are the frames of clips, one clip after the other: B of the queries is then the
+                number of clips.
         """
         need_weights = self._check_attentions(output_attentions)
         output_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
@@ -274,7 +277,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         pixels = self.pixel_decoder(features, need_weights)
         decoded = TransformerDecoderOutput(queries=())
         if self.transformer_decoder is not None:
-            decoded = self.transformer_decoder(pixels, every_layer or bool(output_hidden_states), need_weights)
+            clips = {} if num_frames is None else {"num_frames": num_frames}
+            decoded = self.transformer_decoder(pixels, every_layer or bool(output_hidden_states), need_weights, **clips)
         output = MaskFormerHfModelOutput(
             transformer_decoder_last_hidden_state=decoded.queries[-1] if decoded.queries else None,
             pixel_decoder_last_hidden_state=pixels.embeddings,
@@ -310,10 +314,13 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
     """MaskFormer or Mask2Former with its heads: every kind of segmentation with one model and one loss."""
 
+    base_model_class = MaskFormerHfModel
+    output_class = MaskFormerHfForUniversalSegmentationOutput
+
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
         num_labels: Any = config.num_labels
-        self.model = MaskFormerHfModel(config)
+        self.model = self.base_model_class(config)
         head = HEADS.get(config.transformer_decoder, SegmentationHead)
         self.head = head(config.hidden_size, config.mask_feature_size, num_labels)
         self.criterion = Criterion(
@@ -363,7 +370,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
         if mask_labels is not None:
             check_mask_sizes(mask_labels, pixel_values)
-            if void_masks is not None and void_masks.shape != (len(pixel_values), *pixel_values.shape[-2:]):
+            if void_masks is not None and void_masks.shape != (*pixel_values.shape[:-3], *pixel_values.shape[-2:]):
                 raise ValueError(
                     f"`void_masks` must have shape (batch, height, width) of `pixel_values`, got "
                     f"{tuple(void_masks.shape)} for {tuple(pixel_values.shape)}."
@@ -401,7 +408,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             ]
         keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         dropped = {"mask_embeddings"} | (set() if keep_hidden_states else {"transformer_decoder_hidden_states"})
-        output = MaskFormerHfForUniversalSegmentationOutput(
+        output = self.output_class(
             loss=loss,
             loss_dict=loss_dict,
             class_queries_logits=class_logits[-1],

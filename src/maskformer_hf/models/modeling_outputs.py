@@ -1,7 +1,7 @@
 """The words the parts say to each other.
 
-Shape legend of all modelling files: B images, L decoder layers, Q queries, C channels, K classes (K + 1 with
-no-object), N targets, P points, H W input pixels, h w feature cells.
+Shape legend of all modelling files: B images, T frames of a clip, L decoder layers, Q queries, C channels, K classes
+(K + 1 with no-object), N targets, P points, H W input pixels, h w feature cells.
 """
 
 from dataclasses import dataclass
@@ -99,6 +99,18 @@ class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MaskFormerHfForVideoSegmentationOutput(MaskFormerHfForUniversalSegmentationOutput):
+    """
+    As [`MaskFormerHfForUniversalSegmentationOutput`], of clips in place of images: B counts clips of T frames, and what
+    is a map of an image there has a dimension T in front of its channels here.
+
+    Args:
+        masks_queries_logits: One tube a query, (B, Q, T, ceil(H/4), ceil(W/4)).
+        image_sizes: Height and width of the frames of each clip without padding, (B, 2), int64.
+    """
 
 
 @dataclass

@@ -17,6 +17,7 @@ from transformers.utils import PushToHubMixin
 
 _UNIVERSAL = "modeling_maskformer.MaskFormerHfForUniversalSegmentation"
 _PER_PIXEL = "modeling_per_pixel.MaskFormerHfPerPixelBaseline"
+_VIDEO = "modeling_video.MaskFormerHfForVideoSegmentation"
 # By `model_type`: each of transformers' Auto classes, and the file and class it takes.
 MODELS = {
     "maskformer_hf": {
@@ -32,6 +33,11 @@ MODELS = {
         "AutoConfig": "configuration_per_pixel.MaskFormerHfPerPixelConfig",
         "AutoModelForImageSegmentation": _PER_PIXEL,
         "AutoModelForSemanticSegmentation": _PER_PIXEL,
+    },
+    "maskformer_hf_video": {
+        "AutoConfig": "configuration_video.MaskFormerHfVideoConfig",
+        "AutoModel": "modeling_video.MaskFormerHfVideoModel",
+        "AutoModelForUniversalSegmentation": _VIDEO,
     },
 }
 IMAGE_PROCESSOR = {"AutoImageProcessor": "image_processing_maskformer.MaskFormerHfImageProcessor"}

@@ -23,7 +23,7 @@ class ClassHead(nn.Module):
         pixel_embeddings_BChw: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Class logits (L, B, Q, K+1), mask logits (L, B, Q, h, w) and mask embeddings (L, B, Q, C) of all decoder
-        layers at once."""
+        layers at once. With pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
         assert mask_embeddings_LBQC is not None, "the part tables pair this head with decoders that make them"
         mask_logits_LBQhw = _multiply(mask_embeddings_LBQC, pixel_embeddings_BChw)
         return self.class_predictor(queries_LBQC), mask_logits_LBQhw, mask_embeddings_LBQC
@@ -89,4 +89,4 @@ class PixelHead(nn.Module):
 
 
 def _multiply(embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("lbqc,bchw->lbqhw", embeddings_LBQC, pixel_embeddings_BChw)
+    return torch.einsum("lbqc,b...chw->lbq...hw", embeddings_LBQC, pixel_embeddings_BChw)

@@ -1,4 +1,5 @@
-"""Mask2Former's query module: masked attention to several levels (https://arxiv.org/abs/2112.01527, section 3.2)."""
+"""Mask2Former's query module: masked attention to several levels (https://arxiv.org/abs/2112.01527, section 3.2), of
+images or, in space and time, of clips (Mask2Former-VIS, https://arxiv.org/abs/2112.10764, section 2.1)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .layers import MLP, Attention, FeedForward, PackedAttention, init_convolutions
 from .modeling_outputs import PixelDecoderOutput, TransformerDecoderOutput
-from .position_encoding import sine_position_encoding
+from .position_encoding import clip_position_encoding, sine_position_encoding
 
 
 class MaskedDecoderLayer(GradientCheckpointingLayer):
@@ -100,20 +101,30 @@ class MaskedTransformerDecoder(nn.Module):
             init.normal_(embedding.weight)
 
     def forward(
-        self, pixels: PixelDecoderOutput, every_layer: bool, need_weights: bool = False
+        self,
+        pixels: PixelDecoderOutput,
+        every_layer: bool,
+        need_weights: bool = False,
+        num_frames: int | None = None,
     ) -> TransformerDecoderOutput:
         """Query the memory of `pixels`, maps (B, C, h, w), within masks that its pixel embeddings make.
 
-        `every_layer`: return the queries of all layers, the learned ones included, and not only those of the last.
+        Args:
+            every_layer: Return the queries of all layers, the learned ones included, and not only those of the last.
+            num_frames: T, if the maps are those of the frames of clips, (B T, C, h, w): a query then attends to all
+                frames of its clip at once.
         """
         memory, positions, embeddings = [], [], []
         for level, (feature, project) in enumerate(zip(pixels.memory, self.input_projections, strict=True)):
             states = project(feature)
             _, channels, height, width = states.shape
-            position = sine_position_encoding(height, width, channels, states.device, states.dtype)
-            memory.append(states.flatten(2).transpose(1, 2) + self.level_embedding.weight[level])
-            positions.append(position.flatten(2).transpose(1, 2))
-            embeddings.append(resize_embeddings(pixels.embeddings, (height, width)).flatten(2))
+            if num_frames is None:
+                position = sine_position_encoding(height, width, channels, states.device, states.dtype)
+            else:
+                position = clip_position_encoding(num_frames, height, width, channels, states.device, states.dtype)
+            memory.append(_cells(states, num_frames) + self.level_embedding.weight[level])
+            positions.append(_cells(position, num_frames))
+            embeddings.append(_cells(resize_embeddings(pixels.embeddings, (height, width)), num_frames).transpose(1, 2))
         return self.decode(memory, positions, embeddings, every_layer, need_weights)
 
     def decode(
@@ -133,7 +144,7 @@ class MaskedTransformerDecoder(nn.Module):
         """
         memory_key_BSC = [states + position for states, position in zip(memory_BSC, positions_BSC, strict=True)]
         query_position_QC = self.query_position.weight
-        queries_BQC = self.query_features.weight.expand(len(memory_BSC[0]), -1, -1)
+        queries_BQC = self.query_features.weight.expand(memory_BSC[0].shape[0], -1, -1)
         results, mask_embeddings, attentions, cross_attentions = [], [], [], []
         for number, layer in enumerate(self.layers):
             normed_BQC = self.norm(queries_BQC)
@@ -160,6 +171,12 @@ class MaskedTransformerDecoder(nn.Module):
             tuple(cross_attentions) if need_weights else None,
             tuple(mask_embeddings),
         )
+
+
+def _cells(maps_BChw: torch.Tensor, num_frames: int | None) -> torch.Tensor:
+    """The cells of maps in one row, (B, h w, C); those of the T frames of a clip one after the other, (B, T h w, C)."""
+    cells_BSC = maps_BChw.flatten(2).transpose(1, 2)
+    return cells_BSC if num_frames is None else cells_BSC.unflatten(0, (-1, num_frames)).flatten(1, 2)
 
 
 @torch.no_grad()

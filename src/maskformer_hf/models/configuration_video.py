@@ -1,0 +1,41 @@
+"""Configuration of Mask2Former-VIS (https://arxiv.org/abs/2112.10764)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_maskformer import CHOICES, MaskFormerHfConfig
+
+VIDEO_CHOICES = {**CHOICES, "transformer_decoder": ("masked",), "task": ("instance",)}
+
+
+@strict
+class MaskFormerHfVideoConfig(MaskFormerHfConfig):
+    r"""Configuration of Mask2Former-VIS: the fields of [`MaskFormerHfConfig`], with the paper's values.
+
+    The panoptic fields and `label_ids_to_fuse` mean nothing here.
+
+    Args:
+        transformer_decoder: `"masked"`, the only one that sees several frames at once.
+        task: `"instance"`, the only one.
+        num_queries: Queries Q; the largest number of objects of one clip.
+    """
+
+    model_type = "maskformer_hf_video"
+    choices = VIDEO_CHOICES
+    reads_transformers_layout = False
+
+    pixel_decoder: str = "deformable"
+    encoder_ffn_dim: int | None = 1024
+    transformer_decoder: str | None = "masked"
+    dropout: float | int = 0.0
+    # The original's DEC_LAYERS is 10, because it counts the prediction of the learned queries as well.
+    decoder_layers: int = 9
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    mask_loss: str = "points"
+    mask_term: str = "cross_entropy"
+    matching: str = "points"
+    task: str = "instance"
+
+
+__all__ = ["MaskFormerHfVideoConfig"]
