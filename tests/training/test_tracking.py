@@ -15,7 +15,8 @@ from maskformer_hf.cli import main
 from maskformer_hf.data import SemanticFolder, planes_from_masks
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
 from maskformer_hf.training import tracking, train
-from maskformer_hf.training.tracking import GAP, PANEL_WIDTH, validation_picture
+from maskformer_hf.training.comparison import GAP, PANEL_WIDTH
+from maskformer_hf.training.tracking import validation_picture
 
 
 def events(run: Path) -> EventAccumulator:
@@ -64,7 +65,7 @@ def test_errors_name_the_tracker_and_the_remedy(recipe, monkeypatch):
 def test_every_evaluation_leaves_a_picture(recipe, shapes, tmp_path):
     train(recipe)
     pictures = [Image.open(tmp_path / "run" / f"validation-00000{step}.png") for step in (4, 6)]
-    assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == [
+    assert sorted(path.name for path in (tmp_path / "run").glob("validation*.png")) == [
         "validation-000004.png",
         "validation-000006.png",
     ]

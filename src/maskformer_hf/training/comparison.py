@@ -1,56 +1,78 @@
 """Photo, annotation and prediction side by side: what a figure does not show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data import Sample, SegmentationDataset
-from ..inference import Model, Prediction, predict
-from ..visualize import PANEL_COLOR, TEXT_COLOR, draw_sample, draw_segmentation
+from ..data import SegmentationDataset
+from ..inference import Model, predict
+from ..visualize import (
+    PANEL_COLOR,
+    TEXT_COLOR,
+    LegendEntry,
+    add_legend,
+    draw_sample,
+    draw_segmentation,
+    label_color,
+)
 
-PANEL_WIDTH = 480
-FONT_SIZE = 16
+PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 400, 8
+# Of the worst images, which are few, and looked at closely.
+LARGE_PANEL = (480, 600)
+FONT_SIZE = 14
 
 
-def draw_comparison(sample: Sample, prediction: Prediction, id2label: Mapping[int, str], title: str) -> Image.Image:
-    """One row: photo, annotation and prediction, the photo `PANEL_WIDTH` pixels wide, under a title.
+def draw_comparisons(
+    model: Model,
+    processor: Any,
+    dataset: SegmentationDataset,
+    indices: Sequence[int],
+    titles: Sequence[str] = (),
+    panel_size: tuple[int, int] = (PANEL_WIDTH, PANEL_HEIGHT),
+) -> Image.Image:
+    """A row of photo, annotation and prediction for each of some images, and below them the colours of the classes.
 
-    id2label: The classes of the annotation.
+    Args:
+        dataset: Its task is what is predicted.
+        titles: What is written above each row, if anything.
+        panel_size: Largest width and height of each picture.
     """
-    photo = Image.fromarray(sample["image"].as_subclass(torch.Tensor).permute(1, 2, 0).contiguous().numpy(force=True))
-    scale = PANEL_WIDTH / photo.width
-    panels = [
-        picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        for picture in (photo, draw_sample(sample, id2label), draw_segmentation(photo, prediction))
-    ]
-    font = ImageFont.load_default(FONT_SIZE)
-    gap, top = FONT_SIZE // 2, 2 * FONT_SIZE
-    row_width = sum(panel.width for panel in panels) + 2 * gap
-    row = Image.new("RGB", (row_width, top + max(panel.height for panel in panels)), PANEL_COLOR)
-    draw = ImageDraw.Draw(row)
-    left = 0
-    for panel, text in zip(panels, (title, "annotation", "prediction"), strict=True):
-        while text and font.getlength(text) > panel.width:
-            text = "..." + text.removeprefix("...")[1:]
-        draw.text((left, top / 2), text, font=font, fill=TEXT_COLOR, anchor="lm")
-        row.paste(panel, (left, top))
-        left += panel.width + gap
-    return row
-
-
-def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under each other."""
-    picture = Image.new(
-        "RGB", (max(row.width for row in rows), sum(row.height + FONT_SIZE for row in rows)), PANEL_COLOR
-    )
+    was_training = model.training
+    model.eval()
+    label_ids = {name: label for label, name in dataset.id2label.items()}
+    rows, shown = [], set()
+    for index in indices:
+        sample = dataset[index]
+        image = sample["image"].as_subclass(torch.Tensor)
+        [prediction] = predict(model, processor, image, task=dataset.task)
+        for segment in prediction.segments:
+            # The data may number the classes in another order, and colours go by numbers.
+            segment["label_id"] = label_ids.get(segment["label"], segment["label_id"])
+        photo = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        drawn = draw_sample(sample, dataset.id2label, legend=False), draw_segmentation(photo, prediction, legend=False)
+        scale = min(panel_size[0] / photo.width, panel_size[1] / photo.height)
+        size = max(1, round(scale * photo.width)), max(1, round(scale * photo.height))
+        rows.append([panel.resize(size, Image.Resampling.BICUBIC) for panel in (photo, *drawn)])
+        shown |= {dataset.id2label[label] for label in sample["labels"].tolist()}
+        shown |= {segment["label"] for segment in prediction.segments}
+    model.train(was_training)
+    title_height = 2 * FONT_SIZE if titles else 0
+    height = sum(title_height + row[0].height + GAP for row in rows)
+    picture = Image.new("RGB", (3 * (panel_size[0] + GAP), height), PANEL_COLOR)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     top = 0
-    for row in rows:
-        picture.paste(row, (0, top))
-        top += row.height + FONT_SIZE
-    return picture
+    for number, row in enumerate(rows):
+        if titles:
+            draw.text((GAP, top + title_height / 2), titles[number], font=font, fill=TEXT_COLOR, anchor="lm")
+        top += title_height
+        for column, panel in enumerate(row):
+            picture.paste(panel, (column * (panel_size[0] + GAP) + (panel_size[0] - panel.width) // 2, top))
+        top += row[0].height + GAP
+    entries = [LegendEntry([label_color(label)], name, "") for label, name in dataset.id2label.items() if name in shown]
+    return add_legend(picture, entries, font_size=FONT_SIZE, below=True) if entries else picture
 
 
 def draw_worst(
@@ -71,13 +93,9 @@ def draw_worst(
     worst = sorted((row for row in scores if row["score"] == row["score"]), key=lambda row: row["score"])[:number]
     if not worst:
         raise ValueError("no image has a score, so there is no worst one: is anything annotated?")
-    rows = []
-    for row in worst:
-        sample = dataset[row["index"]]
-        [prediction] = predict(model, processor, sample["image"].as_subclass(torch.Tensor), task=dataset.task)
-        title = f"{score_name} {row['score']:.3f}  {row['name']}"
-        rows.append(draw_comparison(sample, prediction, dataset.id2label, title))
+    titles = [f"{score_name} {row['score']:.3f}   {row['name'].rsplit('/', 1)[-1]}" for row in worst]
+    picture = draw_comparisons(model, processor, dataset, [row["index"] for row in worst], titles, LARGE_PANEL)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stack_rows(rows).save(path)
+    picture.save(path)
     return [row["name"] for row in worst]

@@ -7,21 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
 from ..data import SegmentationDataset
-from ..inference import Model, predict
-from ..visualize import PANEL_COLOR, LegendEntry, add_legend, draw_sample, draw_segmentation, label_color
+from ..inference import Model
 from .arguments import Recipe
+from .comparison import draw_comparisons
 
 PROJECT = "maskformer"
-# Of the picture: few and small, for there is one an evaluation.
+# Few, for there is a picture of them every evaluation.
 PICTURE_IMAGES = 4
-PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 400, 8
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -66,33 +64,9 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def validation_picture(model: Model, processor: Any, dataset: SegmentationDataset) -> Image.Image:
-    """Photo, annotation and prediction of a few images, the same ones at every call, and the colours of the classes.
-
-    dataset: Its task is what is predicted.
-    """
-    was_training = model.training
-    model.eval()
-    rows, shown = [], set()
-    for index in np.linspace(0, len(dataset) - 1, min(PICTURE_IMAGES, len(dataset))).round().astype(int).tolist():
-        sample = dataset[index]
-        image = sample["image"].as_subclass(torch.Tensor)
-        [prediction] = predict(model, processor, image, task=dataset.task)
-        photo = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        drawn = draw_sample(sample, dataset.id2label, legend=False), draw_segmentation(photo, prediction, legend=False)
-        scale = min(PANEL_WIDTH / photo.width, PANEL_HEIGHT / photo.height)
-        size = max(1, round(scale * photo.width)), max(1, round(scale * photo.height))
-        rows.append([panel.resize(size, Image.Resampling.BICUBIC) for panel in (photo, *drawn)])
-        shown |= {*sample["labels"].tolist(), *(segment["label_id"] for segment in prediction.segments)}
-    model.train(was_training)
-    height = sum(row[0].height + GAP for row in rows)
-    picture = Image.new("RGB", (3 * (PANEL_WIDTH + GAP), height), PANEL_COLOR)
-    top = 0
-    for row in rows:
-        for column, panel in enumerate(row):
-            picture.paste(panel, (column * (PANEL_WIDTH + GAP) + (PANEL_WIDTH - panel.width) // 2, top))
-        top += row[0].height + GAP
-    entries = [LegendEntry([label_color(label)], dataset.id2label[label], "") for label in sorted(shown)]
-    return add_legend(picture, entries, font_size=14, below=True) if entries else picture
+    """Photo, annotation and prediction of a few images, the same ones at every call; see `draw_comparisons`."""
+    indices = np.linspace(0, len(dataset) - 1, min(PICTURE_IMAGES, len(dataset))).round().astype(int).tolist()
+    return draw_comparisons(model, processor, dataset, indices)
 
 
 def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
