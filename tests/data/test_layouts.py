@@ -1,15 +1,28 @@
 """What holds for data in every format: it is found, gives valid samples, and can be sent to worker processes."""
 
+import json
 import pickle
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
 from layouts import HEIGHT, LAYOUTS, SQUARE, WIDTH
-from maskformer_hf.data import FORMATS, VOID, Collator, binary_masks, is_streamed, open_dataset
+from maskformer_hf.data import (
+    FORMATS,
+    VOID,
+    CocoInstances,
+    Collator,
+    binary_masks,
+    from_datasets,
+    is_streamed,
+    open_dataset,
+)
 from maskformer_hf.data.open import find_format
 
+COCO4 = Path(__file__).parent.parent / "fixtures/coco4"
 ONLY_IF_ASKED_FOR = {"coco_instances_and_stuff", "datasets_streaming"}
 TASKS = {
     "ade20k": ("semantic", "instance", "panoptic"),
@@ -80,3 +93,60 @@ def test_photos_in_two_splits_come_once(layout):
 def test_streaming_is_one_of_the_formats(tmp_path):
     LAYOUTS["datasets"](tmp_path)
     assert is_streamed(open_dataset(tmp_path, "train", format="datasets_streaming"))
+
+
+def test_an_outline_is_the_same_mask_in_every_format(tmp_path, monkeypatch):
+    """The polygons of a COCO json, written as YOLO's and labelme's files and as a table."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    coco = CocoInstances(COCO4 / "instances.json")
+    content = json.loads((COCO4 / "instances.json").read_text())
+    names = [category["name"] for category in sorted(content["categories"], key=lambda item: item["id"])]
+    label_of_category = {category["id"]: names.index(category["name"]) for category in content["categories"]}
+    (tmp_path / "data.yaml").write_text(f"train: images\nnames: {json.dumps(names)}\n")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").symlink_to(Path(coco.image_folder).resolve())
+    (tmp_path / "labelme").mkdir()
+    rows = []
+    for image in content["images"]:
+        height, width = image["height"], image["width"]
+        stem = Path(image["file_name"]).stem
+        annotations = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        shapes, lines, objects = [], [], []
+        for number, item in enumerate(annotations):
+            if item["iscrowd"]:
+                continue
+            label = label_of_category[item["category_id"]]
+            for part in item["segmentation"]:
+                points = np.reshape(part, (-1, 2))
+                shapes.append({"label": names[label], "points": points.tolist(), "group_id": number})
+            shares = (np.reshape(item["segmentation"][0], (-1, 2)) / [width, height]).ravel().tolist()
+            if len(item["segmentation"]) == 1:  # YOLO has no parts
+                lines.append(" ".join(map(repr, [label, *shares])))
+            objects.append({"segmentation": item["segmentation"], "category_id": label})
+        (tmp_path / f"labels/{stem}.txt").write_text("\n".join(lines))
+        labelme = {"shapes": shapes, "imagePath": f"../images/{image['file_name']}", "imageHeight": height}
+        (tmp_path / f"labelme/{stem}.json").write_text(json.dumps({**labelme, "imageWidth": width}))
+        rows.append({"image": str(tmp_path / "images" / image["file_name"]), "objects": objects})
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+
+    yolo = open_dataset(tmp_path, "train", format="yolo")
+    drawn = open_dataset(tmp_path, "labelme", format="labelme")
+    tabled = from_datasets(table, id2label=dict(enumerate(names)))
+    where = {Path(path).name: place for place, path in enumerate(coco.image_paths)}
+    count = 0
+    for data in (yolo, drawn, tabled):
+        for index in range(len(data)):
+            path = rows[index]["image"] if data is tabled else data.image_paths[index]
+            sample, expected = data[index], coco[where[Path(path).name]]
+            assert torch.equal(sample["image"], expected["image"])
+            outlined = [place for place, is_crowd in enumerate(expected["is_crowd"].tolist()) if not is_crowd]
+            if data is yolo:
+                annotations = [item for item in content["annotations"] if item["image_id"] == int(Path(path).stem)]
+                outlined = [place for place in outlined if len(annotations[place]["segmentation"]) == 1]
+            assert sample["labels"].tolist() == expected["labels"][outlined].tolist()
+            different = (binary_masks(sample) != binary_masks(expected)[outlined]).flatten(1).sum(1)
+            # A share times the width is not always the number of pixels it was made of, to the last digit.
+            assert different.max() <= (3 if data is yolo else 0)
+            count += len(outlined)
+    assert count == 65 + 65 + 62
