@@ -336,6 +336,16 @@ def evaluate(
             "given).",
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            help="Least score of what is found (if not given, 0 for objects and the checkpoint's own for panoptic "
+            "segments).",
+        ),
+    ] = None,
     max_detections: Annotated[
         int, typer.Option("--max-detections", min=1, help="Instances of an image that count, the best ones.")
     ] = 100,
@@ -376,6 +386,7 @@ def evaluate(
             split=split,
             format=format,
             class_groups=class_groups,  # pyrefly: ignore  # `open_dataset` says what it may be
+            threshold=threshold,
             max_detections=max_detections,
             boundary=boundary,
             worst=worst,

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from maskformer_hf.metrics import MaskAP
 from maskformer_hf.metrics.mask_ap import as_rles, rles_of_map
+
+COCO4 = Path(__file__).parents[1] / "fixtures" / "coco4"
 
 
 def coco_figures(cases, num_labels, max_detections=100, kind=COCOeval):
@@ -123,6 +126,30 @@ def test_equals_pycocotools_on_many_objects():
     many = check(cases, 1, max_detections=400)
     assert many["ar"] > few["ar"] + 0.1, "100 detections are not enough here"
     assert (few["max_detections"], many["max_detections"]) == (100, 400)
+
+
+def test_equals_pycocotools_on_photos_of_coco():
+    """Polygons, a crowd, and areas as the json has them; what is predicted are the shifted objects."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(COCO4 / "instances.json")
+    random = np.random.default_rng(0)
+    labels = {category: label for label, category in enumerate(sorted(truth.getCatIds()))}
+    cases = []
+    for image in truth.getImgIds():
+        annotations = truth.loadAnns(truth.getAnnIds(image))
+        masks = np.stack([truth.annToMask(item) for item in annotations]).astype(bool)
+        reference = {
+            "masks": masks,
+            "labels": np.array([labels[item["category_id"]] for item in annotations]),
+            "is_crowd": np.array([item["iscrowd"] for item in annotations], bool),
+            "areas": [item["area"] for item in annotations],
+        }
+        shifted = np.roll(masks, random.integers(0, 5, 2), (1, 2))
+        cases.append(
+            ({"masks": shifted, "labels": reference["labels"], "scores": random.random(len(masks))}, reference)
+        )
+    assert sum(case[1]["is_crowd"].sum() for case in cases) == 1
+    assert 0.2 < check(cases, len(labels))["ap"] < 0.9
 
 
 def test_areas_decide_the_size():

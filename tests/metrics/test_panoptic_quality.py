@@ -1,11 +1,16 @@
+import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from maskformer_hf.metrics import PanopticQuality
+
+COCO4 = Path(__file__).parents[1] / "fixtures" / "coco4"
 
 
 def plain_counts(prediction, reference, num_labels):
@@ -88,6 +93,32 @@ def test_equals_a_plain_implementation(ids):
     assert result["pq_stuff"] == pytest.approx(float(pq[3]))
     assert [row["label"] for row in result["per_class"]] == ["0", "1", "2", "sky"]
     assert [row["is_thing"] for row in result["per_class"]] == [True, True, True, False]
+
+
+def test_photos_of_coco():
+    """Truth against truth is 100, and against a shifted truth what the plain implementation says."""
+    content = json.loads((COCO4 / "panoptic.json").read_text())
+    labels = {item["id"]: label for label, item in enumerate(content["categories"])}
+    stuff = [labels[item["id"]] for item in content["categories"] if not item["isthing"]]
+    perfect, shifted = PanopticQuality(len(labels), stuff), PanopticQuality(len(labels), stuff)
+    total = np.zeros((len(labels), 4), object)
+    for annotation in content["annotations"]:
+        colors = np.array(Image.open(COCO4 / "panoptic" / annotation["file_name"])).astype(np.int64)
+        ids = (colors @ [1, 256, 65536])[::3, ::3]
+        segments = [
+            {"id": item["id"], "label_id": labels[item["category_id"]], "iscrowd": item["iscrowd"]}
+            for item in annotation["segments_info"]
+            if (ids == item["id"]).any()
+        ]
+        truth = {"segmentation": ids, "segments_info": segments}
+        perfect.update(truth, truth)
+        prediction = {"segmentation": np.roll(ids, 4, 1), "segments_info": segments}
+        shifted.update(prediction, truth)
+        total += np.array(plain_counts(prediction, truth, len(labels)), object)
+    result = perfect.compute()
+    assert result["pq"] == result["pq_things"] == result["pq_stuff"] == 1
+    torch.testing.assert_close(shifted.counts.T, torch.from_numpy(total.astype(np.float64)))
+    assert 0.2 < shifted.compute()["pq"] < 0.95
 
 
 def image(rows, labels, crowd=()):

@@ -184,6 +184,13 @@ def test_each_image_has_its_score(tiny_model, tiny_processor, tmp_path):
         draw_worst(tiny_model, tiny_processor, data, [{"name": "", "index": 0, "score": math.nan}], 2, "ap", path)
 
 
+def test_the_threshold_leaves_out_what_is_below(tiny_model, tiny_processor):
+    for task in ("instance", "panoptic"):
+        data = Found(tiny_model, tiny_processor, task, labels=labels_of(task))
+        assert run(tiny_model, tiny_processor, data, task=task, threshold=1)["score"] == 0
+        assert run(tiny_model, tiny_processor, data, task=task)["score"] == pytest.approx(1)
+
+
 def test_tiles_are_used_where_the_processor_says_so(tiny_model, tiny_processor):
     tiled = copy.copy(tiny_processor)
     tiled.tile_size = 48

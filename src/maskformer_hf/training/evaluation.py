@@ -28,6 +28,7 @@ def evaluate(
     *,
     task: Task | None = None,
     batch_size: int = 1,
+    threshold: float | None = None,
     max_detections: int = 100,
     boundary: bool = False,
     per_image: bool = False,
@@ -38,13 +39,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs the model over a data set through its image processor, as a user would; compares at each image's own size.
 
-    Semantic: mean IoU. Instance: mask AP of the `max_detections` best instances of an image, whatever their scores;
-    void is treated as a crowd of every class. Panoptic: panoptic quality, with the thresholds of the model's
-    configuration.
+    Semantic: mean IoU. Instance: mask AP of the `max_detections` best instances of an image; void is treated as a crowd
+    of every class. Panoptic: panoptic quality.
 
     Args:
         task: What is measured; what the model was trained for if None, or if the annotations cannot tell that, what
             they can. Annotations of finer tasks do for coarser ones: see `as_task`.
+        threshold: Least score of what is found: of objects 0, for AP weighs them by their scores; of panoptic segments
+            that of the model's configuration, if None.
         max_detections: Of an image, for AP; 100 is COCO's. Images with more objects need more.
         boundary: Also boundary IoU (semantic) or boundary AP (instance).
         per_image: Also each image's score on its own.
@@ -87,7 +89,7 @@ def evaluate(
                         images,
                         task=task,
                         batch_size=batch_size,
-                        threshold=0 if task == "instance" else None,
+                        threshold=0 if threshold is None and task == "instance" else threshold,
                         max_instances=max_detections,
                     )
                 predictions = [_to_measure(prediction, class_ids) for prediction in found]
@@ -140,6 +142,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     format: str = "auto",
     class_groups: Literal["supercategory"] | Mapping[str, Sequence[str]] | None = None,
+    threshold: float | None = None,
     max_detections: int = 100,
     boundary: bool = False,
     worst: int = 0,
@@ -154,6 +157,7 @@ def evaluate_checkpoint(
         split: What of the folder, as `open_dataset` has it; None: the folder itself.
         class_groups: See `regroup`. If None, and the data have other classes than the checkpoint, the groups and void
             classes of its training, from its training.json.
+        threshold, max_detections, boundary: See `evaluate`.
         worst: How many of the worst images go into `picture`, which shows photo, annotation and prediction of each.
 
     Raises ValueError when the classes of the data are not those of the checkpoint.
@@ -176,6 +180,7 @@ def evaluate_checkpoint(
         dataset,
         task=task,
         batch_size=batch_size,
+        threshold=threshold,
         max_detections=max_detections,
         boundary=boundary,
         per_image=worst > 0,
