@@ -42,6 +42,9 @@ def test_a_stream_is_trained_on_and_resumed(streamed_recipe, tmp_path, caplog):
     assert record["data"]["training_images"] is None
     assert record["evaluation"]["images"] == record["data"]["validation_images"] == 1
     assert "streamed images for training" in (model / "README.md").read_text()
+    # The check before training takes its first rows.
+    reports = yaml.safe_load((tmp_path / "whole" / "data.json").read_text())["splits"]
+    assert [report["name"] for report in reports] == ["train", "validation"]
 
     stopped = tmp_path / "stopped"
     train(streamed_recipe, ["steps=2", "optimization.schedule=step"], output_dir=stopped)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..data import SegmentationDataset, is_streamed, open_dataset
+from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
 from ..data.report import DataReport, format_report, inspect_dataset, photos_in_both
 from ..inference import checkpoint_path
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of
@@ -137,11 +137,10 @@ def check_before_training(
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    # A stream can be read once only, from its beginning.
     splits = {
-        name: dataset
+        name: FirstRows(dataset, IMAGES_BEFORE_TRAINING) if is_streamed(dataset) else dataset
         for name, dataset in (("train", training_data), ("validation", validation_data))
-        if dataset is not None and not is_streamed(dataset)
+        if dataset is not None
     }
     output_dir = Path(recipe.output_dir)
     reports = check_data(
