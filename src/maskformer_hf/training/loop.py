@@ -404,7 +404,10 @@ class _Log:
         self.terms, self.steps, self.since = {}, 0, time.perf_counter()
 
     def evaluation(self, step: int, result: dict[str, Any]) -> None:
-        figures = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
+        # JSON has no NaN, which stands for what the data have not, such as large objects.
+        figures = {
+            name: value for name, value in result.items() if isinstance(value, int | float | str) and value == value
+        }
         self._write({"step": step, **{f"val_{name}": value for name, value in figures.items()}})
         numbers = {name: value for name, value in figures.items() if not isinstance(value, str)}
         self.accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=step)
