@@ -11,7 +11,7 @@ from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImagePr
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import loop, train_model
 from maskformer_hf.training.arguments import read_recipe
-from maskformer_hf.training.building import build_model, build_processor, label_fields
+from maskformer_hf.training.building import build_model, build_processor, label_fields, training_record
 
 
 class Boxes:
@@ -117,3 +117,9 @@ def test_void_masks_reach_the_model_where_wanted(recipe, monkeypatch, void_masks
     train_model(model, build_processor(settings.model, model.config), data, None, settings)
     assert bool(void_pixels) is void_masks
     assert all(void_pixels)
+
+
+def test_several_splits_are_named_in_the_record(recipe):
+    settings = read_recipe(recipe, ["data.train=[panoptic, more]", "data.validation=val"])
+    record = training_record(settings, step=1, evaluation=None, training_images=3)
+    assert (record["data"]["training"], record["data"]["validation"]) == ("panoptic + more", "val")

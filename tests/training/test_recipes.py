@@ -78,6 +78,10 @@ def test_schedules_are_the_papers(name):
     assert recipe.output_dir == f"runs/{name.removesuffix('.yaml')}"
 
 
+def count_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_model_is_that_of_the_preset(name, no_weights):
     arguments = read_recipe(RECIPES[name]).model
@@ -85,11 +89,12 @@ def test_model_is_that_of_the_preset(name, no_weights):
     labels = {"id2label": expected.id2label, "label2id": expected.label2id}
     with torch.device("meta"):
         model = build_model(arguments, labels)
-        parameters = sum(parameter.numel() for parameter in MODEL_CLASSES[expected.model_type](expected).parameters())
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert (model.config.task, model.config.label_ids_to_fuse) == (expected.task, expected.label_ids_to_fuse)
     if (arguments.backbone or "").startswith("timm/"):
-        assert model.config.backbone_config.model_type == "timm_backbone"
+        # Another implementation of the same backbone: what it is made of cannot be compared field by field.
+        with torch.device("meta"):
+            by_preset = MODEL_CLASSES[expected.model_type](expected)
+        assert count_parameters(model) == count_parameters(by_preset)
     else:
         assert model.config.backbone_config.to_dict() == expected.backbone_config.to_dict()
     processor = build_processor(arguments, model.config)

@@ -101,7 +101,7 @@ class MagnifiedWindow(nn.Module):
             functional.resized_crop(tensor, top, left, height, width, size, antialias=True)
             for tensor in (sample["image"], sample["planes"])
         )
-        return {**sample, "image": image, "planes": planes}
+        return {**sample, "image": tv_tensors.Image(image), "planes": tv_tensors.Mask(planes)}
 
 
 class ClassShareLimitedCrop(nn.Module):

@@ -84,6 +84,8 @@ class Recipe:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     float32_modules: list[str] = field(default_factory=list)  # submodules that keep float32 under mixed precision
     channels_last: bool = False
+    gradient_checkpointing: bool = False  # less memory, more time: backbone and transformer compute some things twice
+    compile: bool = False  # of the network, by torch.compile
     void_masks: bool = False  # void pixels and crowds teach no mask, in place of being background of all
     seed: int = 0
     output_dir: str = "runs"

@@ -5,12 +5,15 @@ import difflib
 import inspect
 import shlex
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from ..data import SegmentationDataset, open_dataset
 from ..inference import checkpoint_path
@@ -94,6 +97,21 @@ def _build_preset(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Modul
     return model
 
 
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Lets transformer layers and the blocks of the backbone be computed again in the backward pass, not kept."""
+    # transformers 5.23 renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+    body = model.base_model.backbone.body
+    timm_model = getattr(body, "_backbone", None)
+    if hasattr(timm_model, "set_grad_checkpointing"):
+        timm_model.set_grad_checkpointing()
+    for module in body.modules():
+        # transformers has it for every backbone but its ResNets.
+        if isinstance(module, ResNetBasicLayer | ResNetBottleNeckLayer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
 def _preset(name: str | None) -> Any:
     from ..presets import PRESETS
 
@@ -172,9 +190,9 @@ def training_record(
         "recipe": dataclasses.asdict(recipe),
         "data": {
             "name": Path(recipe.data.root).resolve().name,
-            "training": recipe.data.train,
+            "training": _joined(recipe.data.train),
             "training_images": training_images,
-            "validation": recipe.data.validation,
+            "validation": _joined(recipe.data.validation),
             "validation_images": validation_images,
         },
         "step": step,
@@ -184,6 +202,10 @@ def training_record(
         "versions": {name: version(name) for name in ("maskformer-hf", "torch", "transformers")},
         "evaluation": evaluation,
     }
+
+
+def _joined(splits: str | list[str] | None) -> str | None:
+    return " + ".join(splits) if isinstance(splits, list) else splits
 
 
 def _check_fields(fields: dict[str, Any], kind: type, where: str) -> None:

@@ -26,7 +26,15 @@ from ..data import Collator, SampleStream, SegmentationDataset, augmentation, is
 from ..data.views import as_task
 from ..model_card import machine_name
 from .arguments import Recipe, read_recipe
-from .building import build_model, build_processor, label_fields, open_data, training_record, write_model
+from .building import (
+    build_model,
+    build_processor,
+    enable_gradient_checkpointing,
+    label_fields,
+    open_data,
+    training_record,
+    write_model,
+)
 from .checkpointing import INCOMPLETE, begin_folder, finish_folder, keep_last, numbered_folders, remove_unfinished
 from .data_check import check_before_training
 from .distributed import is_sharded, load_checkpoint, prepare_sharding, whole_model
@@ -96,6 +104,10 @@ def train_model(
         model = model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
     for name in recipe.float32_modules:
         _keep_float32(model, name, accelerator.device.type)
+    if recipe.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    if recipe.compile:
+        model.base_model.compile()  # without the loss: matching leaves the graph
     optimizer = build_optimizer(model, recipe.optimization)
     learning_rate_factor = schedule(recipe.optimization, recipe.steps)
     model_class = type(model)
@@ -291,15 +303,17 @@ def _evaluate_and_keep_best(
     progress: _Progress,
     record: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    result = evaluate(
-        model,
-        processor,
-        dataset,
-        device=accelerator.device,
-        mixed_precision=recipe.mixed_precision,
-        processes=(accelerator.process_index, accelerator.num_processes),
-        progress=accelerator.is_main_process,
-    )
+    # Photos of many sizes, each of which would be compiled for.
+    with torch.compiler.set_stance("force_eager"):
+        result = evaluate(
+            model,
+            processor,
+            dataset,
+            device=accelerator.device,
+            mixed_precision=recipe.mixed_precision,
+            processes=(accelerator.process_index, accelerator.num_processes),
+            progress=accelerator.is_main_process,
+        )
     better = result["score"] > progress.best_score
     if better:
         progress.best_score = result["score"]
