@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.presets import PRESETS, class_names, image_processor_for
+from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
 
 # Parameters of the original's models, built from its configuration files. Frozen BatchNorm has none.
 PARAMETERS = {
@@ -45,6 +45,51 @@ PER_PIXEL_PARAMETERS = {
 }
 PARAMETERS |= PER_PIXEL_PARAMETERS
 
+# The same of Mask2Former.
+MASK2FORMER_PARAMETERS = {
+    "mask2former_resnet50_coco_panoptic": 43_983_878,
+    "mask2former_resnet101_coco_panoptic": 62_923_782,
+    "mask2former_swin_tiny_coco_panoptic": 47_435_264,
+    "mask2former_swin_small_coco_panoptic": 68_753_168,
+    "mask2former_swin_base_coco_panoptic": 106_917_822,
+    "mask2former_swin_large_coco_panoptic": 215_535_610,
+    "mask2former_resnet50_coco_instance": 43_970_257,
+    "mask2former_resnet101_coco_instance": 62_910_161,
+    "mask2former_swin_tiny_coco_instance": 47_421_643,
+    "mask2former_swin_small_coco_instance": 68_739_547,
+    "mask2former_swin_base_coco_instance": 106_904_201,
+    "mask2former_swin_large_coco_instance": 215_521_989,
+    "mask2former_resnet50_ade20k": 43_988_247,
+    "mask2former_resnet101_ade20k": 63_033_495,
+    "mask2former_swin_tiny_ade20k": 47_439_633,
+    "mask2former_swin_small_ade20k": 68_757_537,
+    "mask2former_swin_base_ade20k": 106_922_191,
+    "mask2former_swin_large_ade20k": 215_488_779,
+    "mask2former_resnet50_mapillary": 43_966_402,
+}
+# Not in the original's counts, but a head with more classes, more queries (a feature and a position each) and trained
+# BatchNorm are the only differences.
+for size in ("resnet50", "resnet101", "swin_tiny", "swin_small", "swin_base"):
+    for table, classes in {"cityscapes": 19, "cityscapes_panoptic": 19, "cityscapes_instance": 8}.items():
+        count = MASK2FORMER_PARAMETERS[f"mask2former_{size}_coco_panoptic"] - 257 * (133 - classes)
+        MASK2FORMER_PARAMETERS[f"mask2former_{size}_{table}"] = count + {"resnet50": 53_120, "resnet101": 105_344}.get(
+            size, 0
+        )
+SEMANTIC_LARGE, PANOPTIC_LARGE = 215_488_779 - 257 * 150, 215_535_610 - 257 * 133
+MASK2FORMER_PARAMETERS |= {
+    "mask2former_swin_large_cityscapes": SEMANTIC_LARGE + 257 * 19,
+    "mask2former_swin_large_cityscapes_panoptic": PANOPTIC_LARGE + 257 * 19,
+    "mask2former_swin_large_cityscapes_instance": PANOPTIC_LARGE + 257 * 8,
+    "mask2former_resnet50_ade20k_panoptic": 43_988_247,
+    "mask2former_swin_large_ade20k_panoptic": PANOPTIC_LARGE + 257 * 150,
+    "mask2former_resnet50_ade20k_instance": 43_988_247 - 257 * 50,
+    "mask2former_swin_large_ade20k_instance": PANOPTIC_LARGE + 257 * 100,
+    "mask2former_swin_large_mapillary": SEMANTIC_LARGE + 257 * 65,
+    "mask2former_resnet50_mapillary_panoptic": 43_966_402,
+    "mask2former_swin_large_mapillary_panoptic": PANOPTIC_LARGE + 257 * 65,
+}
+PARAMETERS |= MASK2FORMER_PARAMETERS
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
@@ -57,7 +102,8 @@ def count_parameters(config) -> int:
 
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
-    assert len(PRESETS) == 30
+    # Of the two Swin-B of a table, one serves for both.
+    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -97,14 +143,22 @@ def test_class_names_of_unknown_kind():
 def test_labels_task_and_thresholds(name):
     config = PRESETS[name]()
     assert config.label2id == {label: index for index, label in config.id2label.items()}
-    assert config.task == ("panoptic" if name.endswith("_panoptic") else "semantic")
-    expected = 0.7 if name.endswith("ade20k_panoptic") else 0.8
+    tasks = ("panoptic", "instance")
+    assert config.task == next((task for task in tasks if name.endswith(f"_{task}")), "semantic")
+    expected = 0.7 if name.endswith("ade20k_panoptic") and name.startswith("maskformer") else 0.8
+    if name.endswith("mapillary_panoptic"):
+        expected = 0.0
     assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
-    if name.endswith("_full") or name in PER_PIXEL_PARAMETERS:
+    assert config.intersect_with_mask == name.startswith("mask2former")
+    if config.task == "instance":
+        first = {"coco": "person", "cityscapes": "person", "ade20k": "bed"}
+        assert config.id2label[0] == next(label for dataset, label in first.items() if dataset in name)
+    if name.endswith("_full") or name in PER_PIXEL_PARAMETERS or config.task == "instance":
         assert config.label_ids_to_fuse is None
     else:
         kinds = {"_ade20k": (50, "wall"), "ade20k_panoptic": (50, "wall"), "coco_panoptic": (53, "banner")}
         kinds |= {"cityscapes": (11, "road"), "coco_stuff": (91, "banner"), "mapillary": (28, "Curb")}
+        kinds |= {"cityscapes_panoptic": (11, "road"), "mapillary_panoptic": (28, "Curb")}
         count, first = next(kind for end, kind in kinds.items() if name.endswith(end))
         assert len(config.label_ids_to_fuse) == count
         assert config.id2label[config.label_ids_to_fuse[0]] == first
@@ -116,6 +170,15 @@ def test_per_pixel_baselines(name):
     assert config.transformer_decoder == ("detr" if "_plus_" in name else None)
     assert config.num_queries == config.num_labels
     assert config.semantic_loss_ignore_index == (65535 if name.endswith("_full") else 255)
+
+
+@pytest.mark.parametrize("name", MASK2FORMER_PARAMETERS)
+def test_mask2former(name):
+    config = PRESETS[name]()
+    assert {field: getattr(config, field) for field in MASK2FORMER} == MASK2FORMER
+    assert (config.decoder_layers, config.encoder_layers, config.encoder_levels, config.num_points) == (9, 6, 3, 12544)
+    is_large = "swin_large" in name and not name.endswith(("ade20k", "cityscapes", "mapillary"))
+    assert config.num_queries == (200 if is_large else 100)
 
 
 def test_presets_share_nothing():
@@ -139,6 +202,13 @@ def test_presets_share_nothing():
         ("maskformer_resnet50_mapillary", 2048, 2048, 32),
         ("maskformer_swin_large_coco_panoptic", 800, 1333, 0),
         ("maskformer_resnet50_ade20k_panoptic", 640, 2560, 32),
+        ("mask2former_resnet50_coco_panoptic", 800, 1333, 32),
+        ("mask2former_swin_tiny_coco_instance", 800, 1333, 32),
+        ("mask2former_resnet101_ade20k", 512, 2048, 32),
+        ("mask2former_swin_base_ade20k", 640, 2560, 32),
+        ("mask2former_resnet50_ade20k_instance", 640, 2560, 32),
+        ("mask2former_resnet50_cityscapes_panoptic", 1024, 2048, 32),
+        ("mask2former_swin_large_mapillary_panoptic", 2048, 2048, 32),
         ("per_pixel_baseline_resnet50_ade20k", 512, 2048, 0),
         ("per_pixel_baseline_plus_resnet50_coco_stuff", 640, 2560, 0),
     ],

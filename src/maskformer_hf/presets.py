@@ -1,4 +1,5 @@
-"""The configurations of the paper's tables (https://arxiv.org/abs/2107.06278), one function each.
+"""The configurations of the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and of Mask2Former's model zoo
+(https://arxiv.org/abs/2112.01527), one function each.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -7,14 +8,16 @@
 """
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from .models.configuration_maskformer import MaskFormerHfConfig
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .models.transformers_layout import MASK2FORMER_PARTS
 
 RESNET50 = {"model_type": "resnet"}
 RESNET101 = {"model_type": "resnet", "depths": [3, 4, 23, 3]}
@@ -27,6 +30,18 @@ SWIN_SMALL = {**SWIN_TINY, "depths": [2, 2, 18, 2]}
 SWIN_BASE = {**SWIN_SMALL, "embed_dim": 128, "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
 SWIN_LARGE = {**SWIN_BASE, "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
 
+# The fields that make a Mask2Former (https://arxiv.org/abs/2112.01527) of a configuration.
+MASK2FORMER: dict[str, Any] = {
+    **MASK2FORMER_PARTS,
+    "encoder_ffn_dim": 1024,
+    "dropout": 0.0,
+    # The original's DEC_LAYERS is 10, because it counts the prediction of the learned queries as well.
+    "decoder_layers": 9,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+}
+
 # Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` are those of the
 # segmentation maps that come with the data (of ADE20K-Full and COCO-Stuff-10k: with the original's preparation of it).
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -37,9 +52,16 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "mapillary": {"size": (2048, 2048), "ignore_index": 65},
     "coco_panoptic": {"size": (800, 1333), "size_divisor": 0},
     "ade20k_panoptic": {"size": (640, 2560)},
+    "coco_instance": {"size": (800, 1333)},
+    "ade20k_instance": {"size": (640, 2560)},
+    "cityscapes_panoptic": {"size": (1024, 2048)},
+    "cityscapes_instance": {"size": (1024, 2048)},
+    "mapillary_panoptic": {"size": (2048, 2048)},
 }
 # Trained with larger crops than the other models on ADE20K.
-LARGE_CROPS = ("maskformer_swin_base_ade20k", "maskformer_swin_large_ade20k")
+LARGE_CROPS = tuple(
+    f"{model}_swin_{size}_ade20k" for model in ("maskformer", "mask2former") for size in ("base", "large")
+)
 
 
 @cache
@@ -235,7 +257,58 @@ def per_pixel_baseline_plus_resnet50_coco_stuff() -> MaskFormerHfPerPixelConfig:
     return _per_pixel("coco_stuff_10k_171", transformer_decoder="detr")
 
 
-PRESETS = {
+# --- Mask2Former -----------------------------------------------------------------------------------------------------
+
+_BACKBONES = {
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "swin_tiny": SWIN_TINY,
+    "swin_small": SWIN_SMALL,
+    # Pretrained on ImageNet-1k or -21k, which makes no difference to a configuration.
+    "swin_base": SWIN_BASE,
+    "swin_large": SWIN_LARGE,
+}
+# By the last part of a preset's name: its classes, its task, and the backbones of that table of the zoo.
+_MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "coco_panoptic": ("coco_panoptic_133", "panoptic", tuple(_BACKBONES)),
+    "coco_instance": ("coco_panoptic_133", "instance", tuple(_BACKBONES)),
+    "cityscapes": ("cityscapes_19", "semantic", tuple(_BACKBONES)),
+    "cityscapes_panoptic": ("cityscapes_19", "panoptic", tuple(_BACKBONES)),
+    "cityscapes_instance": ("cityscapes_19", "instance", tuple(_BACKBONES)),
+    "ade20k": ("ade20k_150", "semantic", tuple(_BACKBONES)),
+    "ade20k_panoptic": ("ade20k_150", "panoptic", ("resnet50", "swin_large")),
+    "ade20k_instance": ("ade20k_150", "instance", ("resnet50", "swin_large")),
+    "mapillary": ("mapillary_vistas_65", "semantic", ("resnet50", "swin_large")),
+    "mapillary_panoptic": ("mapillary_vistas_65", "panoptic", ("resnet50", "swin_large")),
+}
+
+
+def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
+    dataset, task, _ = _MASK2FORMER_ZOO[table]
+    fields: dict[str, Any] = {**MASK2FORMER, "task": task}
+    if task == "instance":
+        # Data for instances have no stuff.
+        names = [name for name, is_thing, _ in class_names(dataset) if is_thing]
+        fields |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    if backbone == "swin_large" and task != "semantic":
+        fields["num_queries"] = 200
+    if backbone.startswith("resnet") and (dataset == "cityscapes_19" or (backbone, table) == ("resnet101", "ade20k")):
+        # Trained with SyncBN.
+        fields["freeze_batch_norm"] = False
+    if table == "mapillary_panoptic":
+        fields["object_mask_threshold"] = 0.0
+    if task == "instance":
+        return MaskFormerHfConfig(backbone_config=deepcopy(_BACKBONES[backbone]), **fields)
+    return _maskformer(_BACKBONES[backbone], dataset, **fields)
+
+
+MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"mask2former_{backbone}_{table}": partial(_mask2former, backbone, table)
+    for table, (_, _, backbones) in _MASK2FORMER_ZOO.items()
+    for backbone in backbones
+}
+
+PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     preset.__name__: preset
     for preset in (
         maskformer_resnet50_ade20k,
@@ -269,7 +342,7 @@ PRESETS = {
         per_pixel_baseline_resnet50_coco_stuff,
         per_pixel_baseline_plus_resnet50_coco_stuff,
     )
-}
+} | MASK2FORMER_PRESETS
 
 
 def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
@@ -287,5 +360,8 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines to no divisor, only to the largest of the batch.
         options["size_divisor"] = 0
+    if name in MASK2FORMER_PRESETS:
+        # Also where MaskFormer pads to none.
+        options["size_divisor"] = 32
     options["num_labels"], options["label_ids_to_fuse"] = config.num_labels, config.label_ids_to_fuse
     return MaskFormerHfImageProcessor(**options)

@@ -8,7 +8,7 @@ import torch
 from maskformer_hf import MaskFormerConfig, PerPixelBaselineConfig
 from maskformer_hf.conversion.convert import convert_detectron2, summary
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.presets import PRESETS, class_names, image_processor_for
+from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
 
 SIZES = {
     "feature_size": 32,
@@ -44,6 +44,12 @@ CONFIGS = {
     "enforced projection": MaskFormerConfig(
         **{**SIZES, "backbone_config": RESNET, "hidden_size": 40, "enforce_input_projection": True}
     ),
+    "Mask2Former": MaskFormerConfig(
+        **{**SIZES, **MASK2FORMER, "backbone_config": SWIN, "num_attention_heads": 4, "decoder_layers": 3}
+    ),
+    "Mask2Former with two encoded levels": MaskFormerConfig(
+        **{**SIZES, **MASK2FORMER, "backbone_config": RESNET, "encoder_levels": 2, "encoder_ffn_dim": 72}
+    ),
     "per-pixel baseline": PerPixelBaselineConfig(**{**SIZES, "backbone_config": RESNET}),
     "per-pixel baseline +": PerPixelBaselineConfig(**{**SIZES, "backbone_config": SWIN, "transformer_decoder": "detr"}),
 }
@@ -77,7 +83,10 @@ def test_the_model_is_made_again(original_state, tmp_path, kind):
     assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
     remarks = " ".join(converted.remarks)
     assert "No data set of the presets has 5 classes" in remarks
-    assert ("8 attention heads" in remarks) == (kind != "per-pixel baseline")
+    # Of deformable attention, the tensors tell.
+    assert ("8 attention heads" in remarks) == (
+        not kind.startswith(("per-pixel baseline", "Mask2Former")) or "+" in kind
+    )
     assert ("dilations [1, 2, 4]" in remarks) == (kind == "R101c")
     # As the original pads: by SIZE_DIVISIBILITY, or for the baselines by what the backbone asks for.
     assert converted.processor.size_divisor == (0 if kind == "per-pixel baseline" else 32)

@@ -115,7 +115,7 @@ def test_configuration_of_a_swin():
     ("section", "name", "value"),
     [
         ("SEM_SEG_HEAD", "NORM", "BN"),
-        ("SEM_SEG_HEAD", "PIXEL_DECODER_NAME", "MSDeformAttnPixelDecoder"),
+        ("SEM_SEG_HEAD", "PIXEL_DECODER_NAME", "SemSegFPN"),
         ("MASK_FORMER", "TRANSFORMER_IN_FEATURE", "res4"),
         ("RESNETS", "DEPTH", 18),
         ("RESNETS", "RES5_DILATION", 2),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
+from maskformer_hf.presets import MASK2FORMER
 
 RESNET = {
     "model_type": "resnet",
@@ -39,6 +40,13 @@ class ModelContract:
     fields: dict = {}  # noqa: RUF012
     num_encoder_attentions = 0
     exports_any_size = True
+    weights = {"ce": 1, "mask": 20, "dice": 1}  # noqa: RUF012
+    memory_sizes = [(2, 3)]  # noqa: RUF012
+    # Where the decoder does not attend to the whole memory.
+    attended_sizes: list[tuple[int, int]] | None = None
+    encoder_attention_size = (6, 6)
+    num_layers = NUM_LAYERS
+    num_predictions = NUM_LAYERS
 
     def config(self, **fields) -> MaskFormerConfig:
         base = {
@@ -49,7 +57,7 @@ class ModelContract:
             "num_attention_heads": NUM_HEADS,
             "ffn_dim": 48,
             "encoder_layers": 1,
-            "decoder_layers": NUM_LAYERS,
+            "decoder_layers": self.num_layers,
             "num_queries": NUM_QUERIES,
             "num_labels": NUM_LABELS,
         }
@@ -112,19 +120,20 @@ class ModelContract:
         with torch.no_grad():
             outputs = model(self.images(), **self.targets())
         terms = ["loss_ce", "loss_mask", "loss_dice"]
-        expected = terms + [f"{term}_{i}" for i in range(NUM_LAYERS - 1) for term in terms if use_auxiliary_loss]
+        auxiliary = range(self.num_predictions - 1) if use_auxiliary_loss else ()
+        expected = terms + [f"{term}_{i}" for i in auxiliary for term in terms]
         assert sorted(outputs.loss_dict) == sorted(expected)
-        weights = {"ce": 1, "mask": 20, "dice": 1}
-        total = sum(weights[name.split("_")[1]] * term for name, term in outputs.loss_dict.items())
+        total = sum(self.weights[name.split("_")[1]] * term for name, term in outputs.loss_dict.items())
         torch.testing.assert_close(outputs.loss, total)
 
     def test_auxiliary_logits(self, shared):
         with torch.no_grad():
             outputs, plain = shared(self.images(), output_auxiliary_logits=True), shared(self.images())
-        assert len(outputs.auxiliary_logits) == NUM_LAYERS - 1
+        assert len(outputs.auxiliary_logits) == self.num_predictions - 1
         for name in LOGITS:
-            assert outputs.auxiliary_logits[0][name].shape == outputs[name].shape
-            assert not torch.allclose(outputs.auxiliary_logits[0][name], outputs[name])
+            for layer in outputs.auxiliary_logits:
+                assert layer[name].shape == outputs[name].shape
+                assert not torch.allclose(layer[name], outputs[name])
             torch.testing.assert_close(outputs[name], plain[name])
 
     def test_hidden_states(self, shared):
@@ -132,9 +141,9 @@ class ModelContract:
             outputs, plain = shared(self.images(), output_hidden_states=True), shared(self.images())
         maps = [tuple(state.shape[-2:]) for state in outputs.encoder_hidden_states]
         assert maps == [(16, 24), (8, 12), (4, 6), (2, 3)]
-        assert [tuple(state.shape[-2:]) for state in outputs.pixel_decoder_hidden_states] == [(2, 3)]
+        assert [tuple(state.shape[-2:]) for state in outputs.pixel_decoder_hidden_states] == self.memory_sizes
         states = outputs.transformer_decoder_hidden_states
-        assert [tuple(state.shape) for state in states] == [(2, NUM_QUERIES, WIDTH)] * NUM_LAYERS
+        assert [tuple(state.shape) for state in states] == [(2, NUM_QUERIES, WIDTH)] * self.num_predictions
         assert torch.equal(states[-1], outputs.transformer_decoder_last_hidden_state)
         assert torch.equal(outputs.encoder_hidden_states[-1], outputs.encoder_last_hidden_state)
         for name in LOGITS:
@@ -145,14 +154,16 @@ class ModelContract:
         eager.load_state_dict(shared.state_dict())
         with torch.no_grad():
             outputs, plain = eager(self.images(), output_attentions=True), shared(self.images())
+        levels = self.attended_sizes or self.memory_sizes
+        cells = [levels[layer % len(levels)] for layer in range(self.num_layers)]
         shapes = {
-            "encoder_attentions": (self.num_encoder_attentions, (2, NUM_HEADS, 6, 6)),
-            "decoder_attentions": (NUM_LAYERS, (2, NUM_HEADS, NUM_QUERIES, NUM_QUERIES)),
-            "cross_attentions": (NUM_LAYERS, (2, NUM_HEADS, NUM_QUERIES, 6)),
+            "encoder_attentions": [self.encoder_attention_size] * self.num_encoder_attentions,
+            "decoder_attentions": [(NUM_QUERIES, NUM_QUERIES)] * self.num_layers,
+            "cross_attentions": [(NUM_QUERIES, height * width) for height, width in cells],
         }
-        for name, (number, shape) in shapes.items():
+        for name, sizes in shapes.items():
             attentions = outputs.get(name) or ()
-            assert [tuple(weights.shape) for weights in attentions] == [shape] * number
+            assert [tuple(weights.shape) for weights in attentions] == [(2, NUM_HEADS, *size) for size in sizes]
             for weights in attentions:
                 torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         for name in LOGITS:
@@ -309,6 +320,65 @@ class TestSwin(ModelContract):
 
 class TestTimm(ModelContract):
     backbone = TIMM
+
+
+class Mask2FormerContract(ModelContract):
+    """The prediction of the learned queries is one more; levels of strides 32, 16 and 8 in turn."""
+
+    fields = {**MASK2FORMER, "encoder_ffn_dim": 40, "decoder_layers": NUM_LAYERS, "num_points": 64}  # noqa: RUF012
+    weights = {"ce": 2, "mask": 5, "dice": 5}  # noqa: RUF012
+    num_encoder_attentions = 1
+    # 3 maps of 6, 24 and 96 cells, 4 points on each.
+    encoder_attention_size = (126, 12)
+    memory_sizes = [(2, 3), (4, 6), (8, 12)]  # noqa: RUF012
+    num_predictions = NUM_LAYERS + 1
+    # Once is enough: torch's exporter takes its time to add up three maps of any size.
+    exports_any_size = False
+
+
+class TestMask2Former(Mask2FormerContract):
+    exports_any_size = True
+
+
+class TestMask2FormerWithDropout(Mask2FormerContract):
+    """Which released ones have not, nor other widths and orders of norms than in the paper."""
+
+    fields = {  # noqa: RUF012
+        **Mask2FormerContract.fields,
+        "dropout": 0.1,
+        "feature_size": 64,
+        "pre_norm": True,
+        # As many as there are levels, which each have a projection here.
+        "decoder_layers": 3,
+    }
+    num_layers, num_predictions = 3, 4
+
+
+class TestMask2FormerSwin(Mask2FormerContract):
+    backbone = SWIN
+
+
+class TestTwoDeformableLevels(Mask2FormerContract):
+    """The finest level of the memory comes from the pyramid."""
+
+    fields = {**Mask2FormerContract.fields, "encoder_levels": 2}  # noqa: RUF012
+    encoder_attention_size = (30, 8)
+
+
+class TestMaskedDecoderOnFPN(ModelContract):
+    """Any pixel decoder and any transformer decoder make a model."""
+
+    fields = {"transformer_decoder": "masked"}  # noqa: RUF012
+    num_predictions = NUM_LAYERS + 1
+
+
+class TestDetrDecoderOnDeformable(ModelContract):
+    fields = {"pixel_decoder": "deformable"}  # noqa: RUF012
+    exports_any_size = False
+    num_encoder_attentions = 1
+    encoder_attention_size = (126, 12)
+    memory_sizes = [(2, 3), (4, 6), (8, 12)]  # noqa: RUF012
+    attended_sizes = [(2, 3)]  # noqa: RUF012
 
 
 def test_auto_classes(tiny_checkpoint, tiny_model):

@@ -9,7 +9,8 @@ import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..presets import PRESETS, PROCESSORS
+from ..models.pixel_decoder_deformable import NUM_POINTS
+from ..presets import MASK2FORMER, PRESETS, PROCESSORS
 from .detectron2 import later_name
 
 # No tensor depends on it; every configuration of the original says 8.
@@ -22,6 +23,8 @@ PRETRAINING_SIZES = {7: 224, 12: 384}
 _PIXEL_DECODER = "sem_seg_head.pixel_decoder"
 _PREDICTOR = "sem_seg_head.predictor"
 _DECODER = f"{_PREDICTOR}.transformer.decoder.layers"
+# Mask2Former's, and no other model's.
+_MASKED_LAYERS = f"{_PREDICTOR}.transformer_cross_attention_layers."
 
 # Fields of a configuration that tensors tell, of every model and of those with queries.
 _FIELDS = (
@@ -33,7 +36,9 @@ _FIELDS = (
     "mask_feature_size",
     "transformer_decoder",
 )
-_DECODER_FIELDS = ("hidden_size", "ffn_dim", "decoder_layers", "decoder_encoder_layers", "pre_norm", "num_queries")
+_DECODER_FIELDS = ("hidden_size", "ffn_dim", "decoder_layers", "num_queries")
+_DETR_FIELDS = ("decoder_encoder_layers", "pre_norm")
+_DEFORMABLE_FIELDS = ("encoder_layers", "encoder_levels", "num_attention_heads")
 _BACKBONE_FIELDS = {
     "resnet": ("embedding_size", "hidden_sizes", "depths"),
     "swin": ("embed_dim", "patch_size", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias"),
@@ -43,13 +48,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
-    """The configuration of an original checkpoint, a MaskFormer's or a per-pixel baseline's.
+    """The configuration of an original checkpoint, of a MaskFormer, a Mask2Former or a per-pixel baseline.
 
     Only the names and shapes of its tensors are read.
 
-    What they leave open is as in every released model: 8 attention heads, strides in the 3x3 convolutions of a ResNet,
-    DeepLab's dilations 1, 2, 4 in the last stage of one that has DeepLab's stem, and classes without names. The task is
-    panoptic for the pixel decoder with a transformer encoder, else semantic, until [`matching_preset`] knows better.
+    What they leave open is as in every released model: 8 attention heads (Mask2Former's tensors tell), strides in the
+    3x3 convolutions of a ResNet, DeepLab's dilations 1, 2, 4 in the last stage of one that has DeepLab's stem, and
+    classes without names. The task is panoptic for Mask2Former and for the pixel decoder with a transformer encoder,
+    else semantic, until [`matching_preset`] knows better.
 
     Raises:
         ValueError: If this is no such checkpoint.
@@ -57,16 +63,21 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
     shapes: Shapes = {later_name(name): tuple(value.shape) for name, value in state.items()}
     _check_kind(shapes)
     backbone, num_channels = _infer_backbone(shapes)
-    feature_size, memory_channels = _shape(shapes, f"{_PIXEL_DECODER}.layer_4.weight", 4)[:2]
-    with_encoder = f"{_PIXEL_DECODER}.input_proj.weight" in shapes
-    fields: dict[str, Any] = {
+    common: dict[str, Any] = {
         "backbone_config": backbone,
         "num_channels": num_channels,
         # A frozen BatchNorm of Detectron2 has no counter.
         "freeze_batch_norm": not any(name.endswith("num_batches_tracked") for name in shapes),
+        "mask_feature_size": _shape(shapes, f"{_PIXEL_DECODER}.mask_features.weight", 4)[0],
+    }
+    if any(name.startswith(_MASKED_LAYERS) for name in shapes):
+        return _configure(MaskFormerHfConfig, common | _infer_mask2former(shapes))
+    feature_size, memory_channels = _shape(shapes, f"{_PIXEL_DECODER}.layer_4.weight", 4)[:2]
+    with_encoder = f"{_PIXEL_DECODER}.input_proj.weight" in shapes
+    fields: dict[str, Any] = {
+        **common,
         "pixel_decoder": "transformer_fpn" if with_encoder else "fpn",
         "feature_size": feature_size,
-        "mask_feature_size": _shape(shapes, f"{_PIXEL_DECODER}.mask_features.weight", 4)[0],
         "num_attention_heads": NUM_ATTENTION_HEADS,
     }
     if with_encoder:
@@ -87,6 +98,10 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
             fields["num_labels"] = fields.pop("num_queries")
     if config_class is MaskFormerHfPerPixelConfig and fields["num_labels"] > 255:
         fields["semantic_loss_ignore_index"] = 65535
+    return _configure(config_class, fields)
+
+
+def _configure(config_class: Any, fields: dict[str, Any]) -> MaskFormerHfConfig:
     try:
         return config_class(**fields)
     except ValueError as error:
@@ -94,6 +109,28 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
             f"The sizes of the checkpoint make no model: {error} No tensor tells the number of attention heads: if it "
             f"is not {NUM_ATTENTION_HEADS}, give the `config.yaml` that was dumped beside the checkpoint."
         ) from error
+
+
+def _infer_mask2former(shapes: Shapes) -> dict[str, Any]:
+    encoder = f"{_PIXEL_DECODER}.transformer.encoder.layers"
+    num_levels, feature_size = _shape(shapes, f"{_PIXEL_DECODER}.transformer.level_embed", 2)
+    num_offsets = _shape(shapes, f"{encoder}.0.self_attn.sampling_offsets.weight", 2)[0]
+    num_queries, hidden_size = _shape(shapes, f"{_PREDICTOR}.query_embed.weight", 2)
+    return {
+        **MASK2FORMER,
+        "feature_size": feature_size,
+        "encoder_levels": num_levels,
+        "encoder_layers": _count(shapes, encoder),
+        "encoder_ffn_dim": _shape(shapes, f"{encoder}.0.linear1.weight", 2)[0],
+        # An offset has two numbers.
+        "num_attention_heads": max(1, num_offsets // (num_levels * NUM_POINTS * 2)),
+        "hidden_size": hidden_size,
+        "ffn_dim": _shape(shapes, f"{_PREDICTOR}.transformer_ffn_layers.0.linear1.weight", 2)[0],
+        "decoder_layers": _count(shapes, f"{_PREDICTOR}.transformer_ffn_layers"),
+        "enforce_input_projection": f"{_PREDICTOR}.input_proj.0.weight" in shapes and feature_size == hidden_size,
+        "num_queries": num_queries,
+        "num_labels": _shape(shapes, f"{_PREDICTOR}.class_embed.weight", 2)[0] - 1,
+    }
 
 
 def _infer_decoder(shapes: Shapes, memory_channels: int) -> dict[str, Any]:
@@ -111,9 +148,7 @@ def _infer_decoder(shapes: Shapes, memory_channels: int) -> dict[str, Any]:
 
 
 def _check_kind(shapes: Shapes):
-    """Say what a file holds that is no checkpoint of the original MaskFormer."""
-    if any("_cross_attention_layers" in name or "static_query" in name for name in shapes):
-        raise ValueError("This is a checkpoint of Mask2Former, which cannot be converted; only MaskFormer's can.")
+    """Say what a file holds that is no checkpoint of the original MaskFormer or Mask2Former."""
     if any(name.startswith(("model.", "head.")) for name in shapes):
         raise ValueError(
             "These are weights in the names of this package or of transformers, which need no conversion from "
@@ -121,14 +156,15 @@ def _check_kind(shapes: Shapes):
         )
     if not any(name.startswith("sem_seg_head.") for name in shapes):
         raise ValueError(
-            "This is no checkpoint of a MaskFormer in Detectron2: it has no `sem_seg_head`, and begins with "
+            "This is no checkpoint of a MaskFormer or Mask2Former in Detectron2: it has no `sem_seg_head`, and begins "
+            "with "
             f"{', '.join(list(shapes)[:3]) or 'nothing'}."
         )
 
 
 def _shape(shapes: Shapes, name: str, num_dimensions: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"The checkpoint lacks {name}, which every MaskFormer has: the file is not complete.")
+        raise ValueError(f"The checkpoint lacks {name}, which every such model has: the file is not complete.")
     shape = shapes[name]
     if len(shape) != num_dimensions or not all(shape):
         raise ValueError(f"{name} of the checkpoint has the shape {shape}; {num_dimensions} dimensions are expected.")
@@ -227,6 +263,12 @@ def _visible(config: MaskFormerHfConfig) -> dict[str, Any]:
     if config.pixel_decoder == "transformer_fpn":
         memory_channels = config.feature_size
         fields |= {name: getattr(config, name) for name in ("encoder_layers", "ffn_dim", "pre_norm")}
+    if config.pixel_decoder == "deformable":
+        memory_channels = config.feature_size
+        fields |= {name: getattr(config, name) for name in _DEFORMABLE_FIELDS}
+        fields["encoder_ffn_dim"] = config.encoder_ffn_dim or config.ffn_dim
+    if config.transformer_decoder == "detr":
+        fields |= {name: getattr(config, name) for name in _DETR_FIELDS}
     if config.transformer_decoder is not None:
         fields |= {name: getattr(config, name) for name in _DECODER_FIELDS}
         if memory_channels == config.hidden_size:
@@ -234,20 +276,27 @@ def _visible(config: MaskFormerHfConfig) -> dict[str, Any]:
     return fields
 
 
+def same_size_presets(config: MaskFormerHfConfig) -> list[str]:
+    """The presets of the same sizes: one, or none, or several models of Mask2Former that differ in their task alone."""
+    return [name for name, preset in PRESETS.items() if not differences(config, preset())]
+
+
 def matching_preset(config: MaskFormerHfConfig) -> tuple[str | None, bool]:
     """The preset of the same sizes and True, or one with the same data set's classes and False.
 
     Classes are known by their number. Where data sets share it (ADE20K has a semantic and a panoptic preset), the pixel
-    decoder decides; None where it does not.
+    decoder decides, and else the first; None where classes of one number differ. Of several presets of the same sizes,
+    see [`same_size_presets`], it is the first.
     """
-    presets = {name: preset() for name, preset in PRESETS.items()}
-    exact = [name for name, preset in presets.items() if not differences(config, preset)]
-    if len(exact) == 1:
+    exact = same_size_presets(config)
+    if exact:
         return exact[0], True
+    presets = {name: preset() for name, preset in PRESETS.items()}
     same_classes = {
         name: preset
         for name, preset in presets.items()
-        if (preset.model_type, preset.num_labels) == (config.model_type, config.num_labels)
+        if (preset.model_type, preset.num_labels, preset.transformer_decoder)
+        == (config.model_type, config.num_labels, config.transformer_decoder)
     }
     same_decoder = {
         name: preset for name, preset in same_classes.items() if preset.pixel_decoder == config.pixel_decoder
@@ -255,6 +304,9 @@ def matching_preset(config: MaskFormerHfConfig) -> tuple[str | None, bool]:
     for candidates in (same_classes, same_decoder):
         if len({_data_set(name) for name in candidates}) == 1:
             return next(iter(candidates)), False
+    # Of one data set's models, which differ in their task, the first.
+    if len({str(preset.id2label) for preset in same_classes.values()}) == 1:
+        return next(iter(same_classes)), False
     return None, False
 
 

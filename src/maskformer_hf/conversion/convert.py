@@ -1,4 +1,4 @@
-"""From a file of the original MaskFormer to a checkpoint folder: what `maskformer convert` does."""
+"""From a file of the original MaskFormer or Mask2Former to a checkpoint folder: what `maskformer convert` does."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES
 from ..presets import PRESETS, image_processor_for
-from .architecture import differences, infer_config, matching_preset
+from .architecture import differences, infer_config, matching_preset, same_size_presets
 from .detectron2 import IGNORED, config_from_detectron2, convert_state_dict, read_checkpoint
 
 # What a preset knows of its data set and tensors do not.
@@ -38,7 +38,7 @@ class Converted:
 
 
 def convert_detectron2(path: str | Path, preset: str | None = None, config_file: str | Path | None = None) -> Converted:
-    """Make a checkpoint of ours of one of the original MaskFormer.
+    """Make a checkpoint of ours of one of the original MaskFormer or Mask2Former.
 
     The configuration is inferred from the weights. A preset, a dumped Detectron2 configuration (`config_file`, or a
     `config.yaml` beside the checkpoint) is checked against them and then adds what weights do not tell. Without either
@@ -112,6 +112,12 @@ def _with_matching_preset(
             f"All sizes are those of preset {preset}, hence its {config.num_labels} class names: if the model was "
             "trained on other data, give its dumped config.yaml by --config."
         ]
+        others = same_size_presets(inferred)[1:]
+        if others:
+            remarks.append(
+                f"Models of {' and '.join(others)} have the same sizes and another task or other thresholds: if it is "
+                "one of those, name it by --preset."
+            )
     else:
         config, remarks = inferred, [_remark_on_classes(inferred, preset)]
         if preset is not None:
@@ -152,7 +158,8 @@ def _assumptions(config: MaskFormerHfConfig) -> list[str]:
     """What no tensor tells and was taken as in the released models."""
     backbone: Any = config.backbone_config
     assumed = []
-    if config.transformer_decoder is not None or config.pixel_decoder == "transformer_fpn":
+    has_attention = config.transformer_decoder is not None or config.pixel_decoder == "transformer_fpn"
+    if has_attention and config.pixel_decoder != "deformable":
         assumed.append(f"{config.num_attention_heads} attention heads")
     if backbone.model_type == "resnet":
         assumed.append("strides in the 3x3 convolutions")
@@ -216,7 +223,7 @@ def summary(model: Any) -> list[tuple[str, str]]:
         sizes += f", DeepLab's stem and dilations {_join(getattr(backbone, 'multi_grid', None) or [1])}"
     if getattr(backbone, "use_absolute_embeddings", False):
         sizes += ", absolute positions"
-    encoder = f", {config.encoder_layers} encoder layers" if config.pixel_decoder == "transformer_fpn" else ""
+    encoder = f", {config.encoder_layers} encoder layers" if config.pixel_decoder != "fpn" else ""
     decoder = "none: pixels are classified"
     if config.transformer_decoder is not None:
         decoder = (

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.modeling_auto import MODEL_CLASSES
 from ..models.pixel_decoder_deformable import NUM_MEMORY_LEVELS
 from ..models.transformers_layout import MASK2FORMER_PARTS
@@ -49,7 +50,7 @@ Target = str | tuple[str, str, str]
 
 
 def load_detectron2(path: str | Path, config: MaskFormerHfConfig | None = None) -> Any:
-    """Build the model of an original checkpoint: MaskFormer, Mask2Former, or one of the per-pixel baselines.
+    """Build the model of an original checkpoint: MaskFormer, Mask2Former, its video form, or a per-pixel baseline.
 
     Args:
         path: A `.pkl` of the model zoo, a `.pth` of one's own training, or the same state dict as `.safetensors`.
@@ -383,20 +384,22 @@ def config_from_detectron2(cfg_model: Mapping[str, Any]) -> MaskFormerHfConfig:
 
 def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
     head, former, name = model["SEM_SEG_HEAD"], model["MASK_FORMER"], model["BACKBONE"]["NAME"]
-    _require("META_ARCHITECTURE", model["META_ARCHITECTURE"], ["MaskFormer", "SemanticSegmentor"])
-    is_per_pixel = model["META_ARCHITECTURE"] == "SemanticSegmentor"
+    architecture = model["META_ARCHITECTURE"]
+    _require("META_ARCHITECTURE", architecture, ["MaskFormer", "VideoMaskFormer", "SemanticSegmentor"])
+    is_per_pixel, is_video = architecture == "SemanticSegmentor", architecture == "VideoMaskFormer"
     heads = ["PerPixelBaselineHead", "PerPixelBaselinePlusHead"] if is_per_pixel else ["MaskFormerHead"]
     _require("SEM_SEG_HEAD.NAME", head["NAME"], heads)
     has_queries = head["NAME"] != "PerPixelBaselineHead"
     _require("SEM_SEG_HEAD.IN_FEATURES", list(head["IN_FEATURES"]), [FEATURES])
     _require("SEM_SEG_HEAD.NORM", head["NORM"], ["GN"])
     _require("BACKBONE.NAME", name, ["build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer"])
-    _require("SEM_SEG_HEAD.PIXEL_DECODER_NAME", head["PIXEL_DECODER_NAME"], list(PIXEL_DECODERS))
+    choices = ["MSDeformAttnPixelDecoder"] if is_video else list(PIXEL_DECODERS)
+    _require("SEM_SEG_HEAD.PIXEL_DECODER_NAME", head["PIXEL_DECODER_NAME"], choices)
     pixel_decoder, memory, transformer_decoder = PIXEL_DECODERS[head["PIXEL_DECODER_NAME"]]
     _require("MASK_FORMER.TRANSFORMER_IN_FEATURE", former["TRANSFORMER_IN_FEATURE"], [memory])
     is_mask2former = transformer_decoder == "masked"
     is_swin = name == "D2SwinTransformer"
-    config_class: Any = MaskFormerHfConfig
+    config_class: Any = MaskFormerHfVideoConfig if is_video else MaskFormerHfConfig
     if is_per_pixel:
         config_class = partial(MaskFormerHfPerPixelConfig, semantic_loss_ignore_index=head["IGNORE_VALUE"])
         if has_queries:
@@ -424,17 +427,17 @@ def _translate(model: Mapping[str, Any]) -> MaskFormerHfConfig:
         "mask_weight": former["MASK_WEIGHT"],
         "dice_weight": former["DICE_WEIGHT"],
         "no_object_weight": former["NO_OBJECT_WEIGHT"],
-        "task": _task(former["TEST"]),
+        "task": "instance" if is_video else _task(former["TEST"]),
         "object_mask_threshold": former["TEST"]["OBJECT_MASK_THRESHOLD"],
         "overlap_mask_area_threshold": former["TEST"]["OVERLAP_THRESHOLD"],
         "num_labels": head["NUM_CLASSES"],
     }
-    return config_class(**{**fields, **(_mask2former(head, former) if is_mask2former else {})})
+    return config_class(**{**fields, **(_mask2former(head, former, is_video) if is_mask2former else {})})
 
 
-def _mask2former(head: Mapping[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
+def _mask2former(head: Mapping[str, Any], former: Mapping[str, Any], is_video: bool) -> dict[str, Any]:
     """The fields that are Mask2Former's alone."""
-    name = "MultiScaleMaskedTransformerDecoder"
+    name = f"{'Video' if is_video else ''}MultiScaleMaskedTransformerDecoder"
     _require("MASK_FORMER.TRANSFORMER_DECODER_NAME", former["TRANSFORMER_DECODER_NAME"], [name])
     _require("SEM_SEG_HEAD.COMMON_STRIDE", head["COMMON_STRIDE"], [4])
     encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
