@@ -18,20 +18,37 @@ from maskformer_hf import MaskFormerForUniversalSegmentation, PerPixelBaseline, 
 from maskformer_hf.data import SampleStream, SemanticFolder
 from maskformer_hf.models import criterion
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
+from maskformer_hf.presets import MASK2FORMER
 from maskformer_hf.training import train
 
-pytestmark = pytest.mark.slow  # some fifteen seconds, most of which two processes import
+pytestmark = pytest.mark.slow  # half a minute
 
 WORKER = Path(__file__).parent / "two_processes.py"
 # As a DDP process draws its own numbers, nothing may be random; the last weights, not those of the best evaluation.
-COMMON = ("steps=10", "save_every=10", "evaluate_every=5", "export_weights=last", "model.config.dropout=0")
+COMMON = (
+    "steps=10",
+    "save_every=10",
+    "evaluate_every=5",
+    "export_weights=last",
+    "model.config.dropout=0",
+    "data.check=false",
+)
 RUNS = {
     "dense": ("batch_size=4", "model.config.mask_loss=dense"),
     "points": ("batch_size=4", "model.config.mask_loss=points"),
+    "void": ("batch_size=4", "model.config.mask_loss=dense", "void_masks=true", "data.validation=null"),
+    "mask2former": ("batch_size=4", "model.checkpoint={mask2former}", "data.validation=null"),
     "pixels": ("batch_size=4", "model.checkpoint={pixels}"),
     "objects": ("batch_size=2", "model.config.mask_loss=dense", "data.root={empty}", "data.validation=null"),
+    "empty_mask2former": (
+        "batch_size=2",
+        "model.checkpoint={mask2former}",
+        "data.root={empty}",
+        "data.validation=null",
+    ),
     "empty_pixels": ("batch_size=2", "model.checkpoint={pixels}", "data.root={empty}", "data.validation=null"),
 }
+FIXED_POINTS = ("points", "mask2former", "empty_mask2former")
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +58,18 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(folder, shapes, tiny_checkpoint) -> dict[str, Path]:
-    """A per-pixel baseline, and photos of which every second one is void everywhere."""
+    """A Mask2Former, a per-pixel baseline, and photos of which every second one is void everywhere."""
     maskformer = MaskFormerForUniversalSegmentation.config_class.from_pretrained(tiny_checkpoint)
+    mask2former = {**maskformer.to_dict(), **MASK2FORMER, "encoder_ffn_dim": 32, "decoder_layers": 2}
     names = ("backbone_config", "feature_size", "mask_feature_size", "hidden_size", "num_attention_heads", "ffn_dim")
     config = PerPixelBaselineConfig(
         **{name: getattr(maskformer, name) for name in names}, decoder_layers=2, transformer_decoder="detr"
     )
     torch.manual_seed(0)
     PerPixelBaseline(config).save_pretrained(folder / "pixels")
-    MaskFormerHfImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder / "pixels")
+    MaskFormerForUniversalSegmentation(type(maskformer).from_dict(mask2former)).save_pretrained(folder / "mask2former")
+    for name in ("pixels", "mask2former"):
+        MaskFormerHfImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder / name)
     for kind in ("images", "labels"):
         (folder / "empty" / "train" / kind).mkdir(parents=True)
         for path in (shapes / "train" / kind).iterdir():
@@ -58,7 +78,7 @@ def starts(folder, shapes, tiny_checkpoint) -> dict[str, Path]:
                 array[:] = 255
             Image.fromarray(array).save(folder / "empty" / "train" / kind / path.name)
     (folder / "empty" / "classes.txt").write_text((shapes / "classes.txt").read_text())
-    return {"pixels": folder / "pixels", "empty": folder / "empty"}
+    return {name: folder / name for name in ("pixels", "mask2former", "empty")}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +112,7 @@ def two(folder, recipe, starts):
         jobs.append({"name": name, "arguments": arguments, **defaults, **options})
 
     for name in RUNS:
-        add(name, name, fixed_points=name == "points")
+        add(name, name, fixed_points=name in FIXED_POINTS)
     add("sharded", "dense", sharded=True)
     add("stopped", "dense", "--set", "save_every=5", output="resumed", sharded=True, stops=True)
     add("resumed", "dense", "--set", "save_every=5", "--resume", sharded=True)
@@ -105,7 +125,7 @@ def two(folder, recipe, starts):
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     problems = {path.name: path.read_text() for path in (folder / "two").glob("*.txt")}
     assert process.returncode == 0, process.stderr
@@ -122,8 +142,9 @@ def one(folder, recipe, starts):
     @functools.cache
     def one(name: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            if name == "points":
+            if name in FIXED_POINTS:
                 patch.setattr(criterion, "uncertain_points", None)
+                patch.setattr(criterion, "uniform_points", None)
                 fix_points()
             train(recipe, [setting.format(**starts) for setting in (*COMMON, *RUNS[name])], False, folder / name)
         return folder / name

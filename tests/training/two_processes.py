@@ -24,11 +24,11 @@ from maskformer_hf.training import loop
 def fix_points():
     """The same points for every mask in place of random ones, which no two ways of splitting a batch draw alike."""
 
-    def points(mask_logits_Nhw, num_points, *arguments, **options):
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(num_points, 2, generator=generator).expand(len(mask_logits_Nhw), -1, -1)
+    def uniform_points(*size, **options):
+        return torch.rand(size[-1], 2, generator=torch.Generator().manual_seed(0)).expand(*size, 2)
 
-    criterion.uncertain_points = points
+    criterion.uncertain_points = lambda logits_Nhw, num_points, *_: uniform_points(len(logits_Nhw), num_points)
+    criterion.uniform_points = uniform_points
 
 
 def shard_on_cpu():
@@ -40,7 +40,7 @@ def shard_on_cpu():
 
 
 def run(job: dict, rank: int, folder: Path):
-    random_points, save = criterion.uncertain_points, loop._save_checkpoint
+    random_points, save = (criterion.uncertain_points, criterion.uniform_points), loop._save_checkpoint
 
     def save_and_stop(*arguments):
         save(*arguments)
@@ -60,7 +60,7 @@ def run(job: dict, rank: int, folder: Path):
         problem = f"exit status {end.code}" if end.code else ""
     except BaseException:
         problem = traceback.format_exc()
-    criterion.uncertain_points, loop._save_checkpoint = random_points, save
+    (criterion.uncertain_points, criterion.uniform_points), loop._save_checkpoint = random_points, save
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     (folder / f"{job['name']}.{rank}.txt").write_text(problem)
