@@ -318,7 +318,12 @@ def check_data(
 @app.command(epilog=EVALUATE_EPILOG)
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A bundled name, a folder, or a name on the Hugging Face Hub.")],
-    data: Annotated[Path, typer.Argument(help="A data set: a folder of any format that train reads, or a COCO json.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of any format that train reads, a COCO json, or a name on the Hub with --format datasets."
+        ),
+    ],
     split: Annotated[
         str | None, typer.Option("--split", help="What of the folder to measure on (the folder itself if not given).")
     ] = None,
@@ -364,7 +369,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on annotated photos: mean IoU, mask AP or panoptic quality, and the same of each class."""
     with _one_line_errors():
-        if not data.exists():
+        if not data.exists() and format != "datasets":
             raise ValueError(f"there is no folder or file {str(data)!r}")
         if picture is not None:
             _check_picture(picture, "--picture")

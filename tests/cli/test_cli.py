@@ -306,6 +306,7 @@ def test_evaluate_instances_and_panoptic_segments(run, tiny_checkpoint, tmp_path
 
 def test_evaluate_mistakes(run, tiny_checkpoint, tmp_path):
     assert "nowhere" in one_line_error(run("evaluate", tiny_checkpoint, "nowhere"))
+    assert "say which split" in one_line_error(run("evaluate", tiny_checkpoint, "me/photos", "--format", "datasets"))
     assert "no checkpoint 'nonsense'" in one_line_error(run("evaluate", "nonsense", tmp_path))
     data = write_data(tmp_path / "data", names=("sky", "road", "car", "bus"))
     common = ("evaluate", tiny_checkpoint, data / "val", "--device", "cpu")

@@ -147,6 +147,8 @@ FORMATS: dict[str, Format] = {
 def find_format(root: str | Path, split: str) -> str:
     """The name of the only format that fits. Raises ValueError, with what was looked for, if none or several do."""
     root = Path(root)
+    if not root.exists():
+        raise ValueError(f"there is no folder {str(root)!r}")
     fitting = [name for name, kind in FORMATS.items() if kind.fits is not None and kind.fits(root, split)]
     if len(fitting) == 1:
         return fitting[0]

@@ -151,7 +151,7 @@ def evaluate_checkpoint(
     """Evaluates a bundled name, a local folder or a Hub name on a data set of any format that `open_dataset` reads.
 
     Args:
-        data: A folder, or a COCO json.
+        data: A folder, a COCO json, or with format "datasets" a name on the Hub.
         dtype: Of the weights and the forward, e.g. "bfloat16"; None keeps float32.
         json_path: Where to write the returned figures; NaN is written as null.
         split: What of the folder, as `open_dataset` has it; None: the folder itself.
@@ -163,7 +163,7 @@ def evaluate_checkpoint(
     Raises ValueError when the classes of the data are not those of the checkpoint.
     """
     checkpoint_path(checkpoint)
-    root, part = find_data(Path(data), split)
+    root, part = find_data(Path(data), split, format)
     model, processor = load(checkpoint, device, dtype)
     dataset = open_dataset(root, part, format=format, class_groups=class_groups)
     trained = _trained_classes(checkpoint)
@@ -240,8 +240,12 @@ def _choose_task(task: Task | None, model: Model, dataset: SegmentationDataset) 
     return check_task(task, model)
 
 
-def find_data(path: Path, split: str | None) -> tuple[Path, str]:
+def find_data(path: Path, split: str | None, format: str = "auto") -> tuple[Path, str]:
     """The root and split for `open_dataset`."""
+    if format == "datasets" and not path.exists():
+        if split is None:
+            raise ValueError(f"{path} is no folder, so it is taken for a name on the Hub; say which split of it")
+        return path, split
     if path.is_file():
         if split is not None:
             raise ValueError(f"{path} is a file, which has no split {split!r}; give its folder, or no split")
