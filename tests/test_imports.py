@@ -131,12 +131,12 @@ def test_model_files_bring_along_all_they_import(path):
 def test_every_model_can_be_uploaded():
     """Each model that the import registers has its line in remote_code.py, and each line its file and class."""
     import maskformer_hf
-    from maskformer_hf.models.remote_code import IMAGE_PROCESSOR, MODELS
+    from maskformer_hf.models.remote_code import IMAGE_PROCESSOR, MODELS, VIDEO_PROCESSOR
 
     maskformer_hf.register()
     own = {name for name, kind in CONFIG_MAPPING._extra_content.items() if kind.__module__.startswith("maskformer_hf")}
     assert own == MODELS.keys(), "name the model in models/remote_code.py"
-    for auto_map in (*MODELS.values(), IMAGE_PROCESSOR):
+    for auto_map in (*MODELS.values(), IMAGE_PROCESSOR, VIDEO_PROCESSOR):
         for auto_class, reference in auto_map.items():
             module, name = reference.split(".")
             found = getattr(import_module(f"maskformer_hf.models.{module}"), name)

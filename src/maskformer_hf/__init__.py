@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline as PerPixelBaseline
     from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
     from .models.modeling_video import MaskFormerHfForVideoSegmentation as MaskFormerForVideoSegmentation
+    from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
+    from .models.video_processing_maskformer import MaskFormerHfVideoProcessor as MaskFormerVideoProcessor
     from .pipeline import MaskFormerImageSegmentationPipeline
     from .visualize import draw_segmentation
 
@@ -46,10 +48,12 @@ _PUBLIC = {
     "MaskFormerHfPerPixelConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "MaskFormerHfVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
     "MaskFormerHfVideoModel": ("models.modeling_video", "MaskFormerHfVideoModel"),
+    "MaskFormerHfVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
     "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
     "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
     "MaskFormerVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
+    "MaskFormerVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "Prediction": ("inference", "Prediction"),
@@ -73,10 +77,12 @@ __all__ = [
     "MaskFormerHfPerPixelConfig",
     "MaskFormerHfVideoConfig",
     "MaskFormerHfVideoModel",
+    "MaskFormerHfVideoProcessor",
     "MaskFormerImageProcessor",
     "MaskFormerImageSegmentationPipeline",
     "MaskFormerModel",
     "MaskFormerVideoConfig",
+    "MaskFormerVideoProcessor",
     "PerPixelBaseline",
     "PerPixelBaselineConfig",
     "Prediction",
@@ -117,6 +123,7 @@ def register() -> None:
         AutoModelForInstanceSegmentation,
         AutoModelForSemanticSegmentation,
         AutoModelForUniversalSegmentation,
+        AutoVideoProcessor,
     )
 
     from .models.configuration_maskformer import MaskFormerHfConfig
@@ -126,6 +133,7 @@ def register() -> None:
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
+    from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
     from .pipeline import register_pipeline
 
     AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
@@ -144,12 +152,16 @@ def register() -> None:
     AutoConfig.register(MaskFormerHfVideoConfig.model_type, MaskFormerHfVideoConfig, exist_ok=True)
     AutoModel.register(MaskFormerHfVideoConfig, MaskFormerHfVideoModel, exist_ok=True)
     AutoModelForUniversalSegmentation.register(MaskFormerHfVideoConfig, MaskFormerHfForVideoSegmentation, exist_ok=True)
-    for config_class in (MaskFormerHfConfig, MaskFormerHfPerPixelConfig):
+    AutoVideoProcessor.register(MaskFormerHfVideoConfig, MaskFormerHfVideoProcessor, exist_ok=True)
+    processors = {
+        MaskFormerHfConfig: MaskFormerHfImageProcessor,
+        MaskFormerHfPerPixelConfig: MaskFormerHfImageProcessor,
+        MaskFormerHfVideoConfig: MaskFormerHfVideoProcessor,
+    }
+    for config_class, processor in processors.items():
         # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
         AutoImageProcessor.register(
-            config_class,
-            image_processor_classes={"pil": MaskFormerHfImageProcessor, "torchvision": MaskFormerHfImageProcessor},
-            exist_ok=True,
+            config_class, image_processor_classes={"pil": processor, "torchvision": processor}, exist_ok=True
         )
     register_pipeline()
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
-from .models.modeling_auto import MODEL_CLASSES, model_class_of
+from .models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from .models.post_processing import (
@@ -162,7 +162,7 @@ def load(
         _check_json(Path(path) / "config.json")
     try:
         model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
-        processor = MaskFormerHfImageProcessor.from_pretrained(path)
+        processor = processor_class_of(model.config).from_pretrained(path)
     except (OSError, ValueError, StrictDataclassError) as error:
         # A strict dataclass names the check that failed in its first line; what the check said is the cause.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None

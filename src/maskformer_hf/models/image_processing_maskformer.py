@@ -462,7 +462,7 @@ class _Target:
 
     def masks(self, size: tuple[int, int], padded_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(N, *padded_size) bool, zero beyond `size`, and (N,) int64; without masks that have no pixel left."""
-        pixels = _resize_nearest(self.pixels, size)
+        pixels = resize_nearest(self.pixels, size)
         if isinstance(self.classes, Tensor):
             alive = pixels.flatten(1).any(1)
             resized, labels = pixels[alive], self.classes[alive]
@@ -478,7 +478,7 @@ class _Target:
         """Where the image belongs to nothing by its map, *padded_size bool; False in the padding and for stacks."""
         void = torch.zeros(padded_size, dtype=torch.bool, device=self.pixels.device)
         if not isinstance(self.classes, Tensor):
-            pixels = _resize_nearest(self.pixels, size)
+            pixels = resize_nearest(self.pixels, size)
             named = torch.tensor(list(self.classes), dtype=pixels.dtype, device=pixels.device)
             void[: size[0], : size[1]] = ~torch.isin(pixels, named)
         return void
@@ -546,7 +546,7 @@ def _padded_size(images: list[Tensor], pad_size: SizeDict | None, divisor: int) 
     return largest[0], largest[1]
 
 
-def _resize_nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest neighbour over the last two dimensions for any dtype; which pixel is nearest is read off torch itself."""
     for dim, length in ((-2, size[0]), (-1, size[1])):
         if pixels.shape[dim] != length:
@@ -556,7 +556,7 @@ def _resize_nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def _as_tensor(values: Any) -> Tensor:
+def as_tensor(values: Any) -> Tensor:
     if isinstance(values, (str, os.PathLike)):
         with PIL.Image.open(values) as image:
             return torch.from_numpy(np.array(image))
@@ -591,7 +591,7 @@ def _targets_from_maps(
         )
     targets = []
     for index, (segmentation, mapping, image) in enumerate(zip(maps, id_to_class, images, strict=True)):
-        pixels = _as_tensor(segmentation)
+        pixels = as_tensor(segmentation)
         if pixels.ndim == 3 and 1 in (pixels.shape[0], pixels.shape[-1]):
             pixels = pixels.squeeze(0) if pixels.shape[0] == 1 else pixels.squeeze(-1)
         if pixels.shape != image.shape[-2:]:
@@ -654,13 +654,13 @@ def _targets_from_masks(
     for index, (masks, labels, image) in enumerate(zip(mask_labels, class_labels, images, strict=True)):
         size = _size_of(image)
         masks = (
-            torch.stack([_as_tensor(mask) for mask in masks])
+            torch.stack([as_tensor(mask) for mask in masks])
             if isinstance(masks, (list, tuple)) and len(masks)
-            else _as_tensor(masks).reshape(0, *size)
+            else as_tensor(masks).reshape(0, *size)
             if len(masks) == 0
-            else _as_tensor(masks)
+            else as_tensor(masks)
         ).to(image.device)
-        labels = _as_tensor(labels).reshape(-1)
+        labels = as_tensor(labels).reshape(-1)
         if masks.ndim != 3 or masks.shape[-2:] != size:
             raise ValueError(
                 f"mask_labels[{index}] has shape {tuple(masks.shape)} and its image is {size} (height, width); give "
@@ -695,6 +695,11 @@ def _images_of(outputs: Any, target_sizes: Any) -> list[tuple[Tensor, Tensor, An
         raise ValueError(
             "These are outputs of a per-pixel model, which knows no masks of its own: only "
             "`post_process_semantic_segmentation` can read them."
+        )
+    if outputs.masks_queries_logits.dim() == 5:
+        raise ValueError(
+            "These are outputs of a video model: only `post_process_instance_segmentation` of "
+            "`MaskFormerHfVideoProcessor` can read them."
         )
     geometries = image_geometries(outputs, target_sizes)
     return list(zip(outputs.class_queries_logits, outputs.masks_queries_logits, geometries, strict=True))

@@ -4,10 +4,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .image_processing_maskformer import MaskFormerHfImageProcessor
 from .modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from .modeling_video import MaskFormerHfForVideoSegmentation
 from .transformers_layout import MODEL_TYPES
+from .video_processing_maskformer import MaskFormerHfVideoProcessor
 
 # By `model_type`.
 MODEL_CLASSES: dict[str, Any] = {
@@ -17,6 +19,13 @@ MODEL_CLASSES: dict[str, Any] = {
     # transformers' own, which are translated.
     **dict.fromkeys(MODEL_TYPES, MaskFormerHfForUniversalSegmentation),
 }
+# By `model_type`, where it is not that of images.
+PROCESSOR_CLASSES: dict[str, Any] = {"maskformer_hf_video": MaskFormerHfVideoProcessor}
+
+
+def processor_class_of(config: PreTrainedConfig) -> Any:
+    """The class that prepares the inputs of a model of this configuration."""
+    return PROCESSOR_CLASSES.get(config.model_type, MaskFormerHfImageProcessor)
 
 
 def model_class_of(source: Any) -> Any:

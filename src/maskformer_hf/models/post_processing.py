@@ -1,11 +1,11 @@
-"""Post-processing as pure functions: query logits in, semantic, instance and panoptic segmentations out.
+"""Post-processing as pure functions: query logits in, semantic, instance and panoptic segmentations and tracks out.
 
 The order is that of the original MaskFormer and Mask2Former (`mask_former_model.py`, `maskformer_model.py`): mask
 logits are resized bilinearly to the padded input, cropped to the picture, resized to the target size, and only then
 turned into probabilities and compared with thresholds.
 
-Shapes: Q queries, K classes, h w mask cells, H W target pixels. Mask logits may have any floating dtype and live on any
-device; all arithmetic is float32.
+Shapes: T frames, Q queries, K classes, h w mask cells, H W target pixels. Mask logits may have any floating dtype and
+live on any device; all arithmetic is float32.
 
 How the full resolution is avoided. Bilinear interpolation cannot leave the range of the cells that it mixes. So the
 target is cut into blocks of about two by two mask cells, each query gets its smallest and largest logit per block,
@@ -70,7 +70,7 @@ def image_geometries(
     Raises ValueError for sizes that contradict each other, naming the image.
     """
     maps = outputs.logits if is_per_pixel(outputs) else outputs.masks_queries_logits
-    batch_size, _, mask_height, mask_width = maps.shape
+    batch_size, mask_height, mask_width = maps.shape[0], maps.shape[-2], maps.shape[-1]
     default = [(4 * mask_height, 4 * mask_width)] * batch_size
     padded_sizes = _size_list(getattr(outputs, "padded_sizes", None), default, "padded_sizes")
     image_sizes = _size_list(getattr(outputs, "image_sizes", None), padded_sizes, "image_sizes")
@@ -352,6 +352,45 @@ def instance_segmentation(
         areas=masks.area[position],
         boxes=masks.boxes[position],
     )
+
+
+class Tracks(NamedTuple):
+    """N objects of one clip, best first.
+
+    scores (N,) float32; labels (N,) int64; queries (N,) int64, the query of each, whose tube in all frames is its mask.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+
+
+@torch.no_grad()
+def best_tracks(class_logits: Tensor, *, threshold: float = 0.0, top_k: int = 10) -> Tracks:
+    """The `top_k` best pairs of query and class of a clip, as Mask2Former-VIS takes them, that reach `threshold`.
+
+    class_logits (Q, K + 1), no-object last. The score is the class probability alone, whatever the mask.
+    """
+    num_labels = class_logits.shape[-1] - 1
+    pairs = _class_probabilities(class_logits)[:, :-1].flatten()
+    scores, pair = pairs.topk(min(top_k, len(pairs)))
+    scores, pair = scores[scores >= threshold], pair[scores >= threshold]
+    return Tracks(scores, pair % num_labels, pair // num_labels)
+
+
+@torch.no_grad()
+def tube_masks(
+    mask_logits: Tensor, queries: Tensor, geometry: ImageGeometry, *, mask_threshold: float = 0.5
+) -> Iterator[Tensor]:
+    """The masks of N queries in each frame of a clip, one frame after the other, (N, H, W) bool.
+
+    mask_logits (Q, T, h, w); queries (N,), of which a query may be there twice. A mask is where its probability exceeds
+    `mask_threshold`.
+    """
+    kept, position = torch.unique(queries, return_inverse=True)
+    places = position.tolist()
+    for frame_logits in mask_logits.unbind(1):
+        yield _masks_in_blocks(frame_logits[kept], geometry, _logit(mask_threshold)).draw(places)
 
 
 @torch.no_grad()

@@ -41,6 +41,9 @@ MODELS = {
     },
 }
 IMAGE_PROCESSOR = {"AutoImageProcessor": "image_processing_maskformer.MaskFormerHfImageProcessor"}
+VIDEO_PROCESSOR = dict.fromkeys(
+    ("AutoImageProcessor", "AutoVideoProcessor"), "video_processing_maskformer.MaskFormerHfVideoProcessor"
+)
 
 
 class CodeOnTheHub(PushToHubMixin):
@@ -64,7 +67,11 @@ def add_code(folder: str | Path, source: Path = Path(__file__).parent) -> None:
         if not path.is_file():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
-        auto_map = MODELS[content["model_type"]] if name == "config.json" else IMAGE_PROCESSOR
+        if name == "config.json":
+            auto_map = MODELS[content["model_type"]]
+        else:
+            is_video = content.get("image_processor_type") == "MaskFormerHfVideoProcessor"
+            auto_map = VIDEO_PROCESSOR if is_video else IMAGE_PROCESSOR
         auto_map = {key: value for key, value in auto_map.items() if _file_of(value, source).is_file()}
         path.write_text(json.dumps({**content, "auto_map": auto_map}, indent=2) + "\n", encoding="utf-8")
         for entry in {_file_of(value, source) for value in auto_map.values()}:
