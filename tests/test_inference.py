@@ -127,6 +127,17 @@ def test_stuff_and_thresholds_of_the_config_can_be_overruled(tiny_model, tiny_pr
     assert nothing.masks.shape == (0, photos[0].height, photos[0].width)
 
 
+def test_a_checkpoint_may_leave_out_duplicates(tiny_model, tiny_processor, photos, monkeypatch):
+    [everything] = predict(tiny_model, tiny_processor, photos[:1], task="instance", threshold=0.0)
+    monkeypatch.setattr(tiny_model.config, "duplicate_iou", 0.2)
+    [some] = predict(tiny_model, tiny_processor, photos[:1], task="instance", threshold=0.0)
+    assert 0 < len(some.segments) < len(everything.segments)
+    for number, segment in enumerate(some.segments):
+        for other in some.segments[:number]:
+            mask, better = some.mask(segment), some.mask(other)
+            assert segment["label_id"] != other["label_id"] or (mask & better).sum() <= 0.2 * (mask | better).sum()
+
+
 def test_instances_are_things_with_boxes_and_scores_in_order(tiny_model, tiny_processor, photos):
     [prediction] = predict(tiny_model, tiny_processor, photos[0], task="instance", threshold=0.1)
     assert prediction.segmentation is None

@@ -28,6 +28,7 @@ from .models.post_processing import (
     panoptic_segmentation,
     per_pixel_segmentation,
     semantic_segmentation,
+    without_duplicates,
 )
 from .tiles import TileMerger, Window, scale_windows, tile_windows
 
@@ -460,6 +461,8 @@ def outputs_to_predictions(
                 top_k=max(100, len(class_logits)) if max_instances is None else max_instances,
                 excluded_label_ids=label_ids_to_fuse,
             )
+            if config.duplicate_iou is not None:
+                instances = without_duplicates(instances, config.duplicate_iou)
             segmentation, masks = None, instances.masks.cpu()
             records = [
                 {"id": index, "label_id": label_id, "score": score, "area": area, "box": box}

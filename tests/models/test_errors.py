@@ -43,6 +43,7 @@ TINY_RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 
         ({"id2label": {1: "a", 2: "b"}}, r"`id2label` must number its labels from 0 to 1, got \[1, 2\]"),
         ({"num_labels": 3, "label_ids_to_fuse": [1, 3]}, r"`label_ids_to_fuse` holds \[3\], but there are 3 labels"),
         ({"oversample_ratio": 0.5}, "`oversample_ratio` be at least 1, got 0.75 and 0.5"),
+        ({"duplicate_iou": 1.5}, "`duplicate_iou` must lie in .0, 1. or be None, got 1.5"),
         ({"backbone_config": {"depths": [1, 1, 1, 1]}}, "`backbone_config` needs a `model_type`.*got None"),
         ({"backbone_config": {"model_type": "resnet_50"}}, "`backbone_config` needs a `model_type`.*got 'resnet_50'"),
         (

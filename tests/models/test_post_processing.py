@@ -24,6 +24,7 @@ from maskformer_hf.models.post_processing import (
     panoptic_segmentation,
     semantic_scores,
     semantic_segmentation,
+    without_duplicates,
 )
 
 # Claims about transformers are checked against the version that they were made of.
@@ -363,6 +364,37 @@ class TestEdgeCases:
         instances = instance_segmentation(class_logits, rectangle(8, 8, 1, 1, 5, 7)[None], self.geometry, threshold=0.1)
         assert instances.labels.tolist() == [0, 1]
         assert torch.equal(instances.masks[0], instances.masks[1])
+
+    @pytest.mark.parametrize("duplicate_iou", [0.0, 0.3, 0.6])
+    def test_duplicates(self, duplicate_iou):
+        class_logits, mask_logits = example(queries=30, classes=2, height=8, width=8)
+
+        def found():
+            return instance_segmentation(class_logits, mask_logits, self.geometry, threshold=0.1)
+
+        everything = found()
+        kept: list[int] = []
+        for index, (mask, label) in enumerate(zip(everything.masks, everything.labels, strict=True)):
+            ious = [
+                (mask & everything.masks[other]).sum() / (mask | everything.masks[other]).sum()
+                for other in kept
+                if everything.labels[other] == label
+            ]
+            if not any(iou > duplicate_iou for iou in ious):
+                kept.append(index)
+        assert 1 < len(kept) < len(everything.masks)
+        result = without_duplicates(found(), duplicate_iou)
+        for part, expected in zip(result, everything, strict=True):
+            assert torch.equal(part, expected[kept])
+        outputs = as_outputs(class_logits, mask_logits)
+        processor = MaskFormerImageProcessor()
+        records = [
+            processor.post_process_instance_segmentation(
+                outputs, 0.1, target_sizes=[(32, 32)], return_binary_maps=True, **options
+            )[0]["segments_info"]
+            for options in ({}, {"duplicate_iou": duplicate_iou})
+        ]
+        assert [len(part) for part in records] == [len(everything.masks), len(kept)]
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values_that_are_not_finite(self, value):

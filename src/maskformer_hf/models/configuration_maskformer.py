@@ -82,6 +82,9 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
             for COCO, 0.7 and 0.8 for ADE20K.
+        duplicate_iou: An instance that overlaps a better one of its class by a larger IoU is left out by `predict` and
+            the pipeline; None, as in the original, keeps them all. For models whose training was too short to find each
+            object once.
     """
 
     model_type = "maskformer_hf"
@@ -129,6 +132,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     object_mask_threshold: float | int = 0.8
     overlap_mask_area_threshold: float | int = 0.8
     intersect_with_mask: bool = False
+    duplicate_iou: float | int | None = None
 
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
@@ -221,6 +225,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
                 "`importance_sample_ratio` must lie in [0, 1] and `oversample_ratio` be at least 1, got "
                 f"{self.importance_sample_ratio} and {self.oversample_ratio}."
             )
+        if self.duplicate_iou is not None and not 0 <= self.duplicate_iou <= 1:
+            raise ValueError(f"`duplicate_iou` must lie in [0, 1] or be None, got {self.duplicate_iou}.")
         id2label: Any = self.id2label
         labels = list(range(len(id2label)))
         if sorted(id2label) != labels:

@@ -43,6 +43,7 @@ from .post_processing import (
     per_pixel_segmentation,
     semantic_scores,
     semantic_segmentation,
+    without_duplicates,
 )
 from .remote_code import CodeOnTheHub
 
@@ -349,13 +350,15 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
         *,
         label_ids_to_fuse: Collection[int] | None = None,
         top_k: int = 100,
+        duplicate_iou: float | None = None,
     ) -> list[dict[str, Any]]:
         """Instances of each image, best first, as Mask2Former makes them.
 
         Of the `top_k` best pairs of query and class those stay whose score, class probability times mean mask
         probability inside the mask, reaches `threshold`; masks are where the mask probability exceeds
         `mask_threshold`. Classes in `label_ids_to_fuse` (default: the processor's own) are stuff and give no
-        instances.
+        instances. An instance whose IoU with a better one of its class exceeds `duplicate_iou` is left out; by default
+        all stay, as in the original.
 
         Each dict has
         - `segmentation`: by default one map (H, W) int32 of ids from 1, 0 = void, with better scores on top. There an
@@ -379,6 +382,8 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
                 top_k=top_k,
                 excluded_label_ids=self._fused(label_ids_to_fuse),
             )
+            if duplicate_iou is not None:
+                instances = without_duplicates(instances, duplicate_iou)
             if return_coco_annotation:
                 segmentation: Any = encode_coco_rle(instances.masks)
             elif return_binary_maps:

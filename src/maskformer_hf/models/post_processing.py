@@ -417,6 +417,26 @@ def flatten_instances(instances: Instances, overlap_mask_area_threshold: float =
 
 
 @torch.no_grad()
+def without_duplicates(instances: Instances, duplicate_iou: float) -> Instances:
+    """Instances, best first, without those whose mask has an IoU above `duplicate_iou` with a better one of the same
+    class that stays."""
+    masks = instances.masks.flatten(1)
+    common = torch.zeros(len(masks), len(masks), device=masks.device)
+    # As products of float32, exact up to 2^24; some pixels at a time, since they take four bytes here.
+    for part in masks.split(2**18, dim=1):
+        part = part.float()
+        common += part @ part.T
+    areas = masks.sum(1)
+    iou = common / (areas[:, None] + areas - common).clamp(min=1)
+    duplicates = ((iou > duplicate_iou) & (instances.labels[:, None] == instances.labels)).cpu()
+    kept = torch.ones(len(masks), dtype=torch.bool)
+    for index in range(len(masks)):
+        if kept[index]:
+            kept[index + 1 :] &= ~duplicates[index, index + 1 :]
+    return keep_instances(instances, kept.to(masks.device))
+
+
+@torch.no_grad()
 def keep_instances(instances: Instances, kept: Tensor) -> Instances:
     """The instances that `kept` (N,) bool names. Their masks are moved up within their storage, to save a copy."""
     indices = kept.nonzero()[:, 0].tolist()
