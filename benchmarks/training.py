@@ -150,13 +150,13 @@ def measure_times(model_name: str, options: argparse.Namespace) -> dict[str, lis
 
 
 def print_targets(size: int = 1024, objects: int = 201) -> None:
-    """Of a map of `objects` squares."""
-    side = int(np.ceil(np.sqrt(objects)))
-    row, column = np.divmod(np.arange(size) * side // size * side, side)[0][:, None], np.arange(size) * side // size
-    ids = (row + column + 1).astype(np.int32)
+    """Of a map of `objects` rectangles in rows."""
+    cells = int(np.ceil(np.sqrt(objects)))
+    cell = np.arange(size) * cells // size
+    ids = (cell[:, None] * cells + cell + 1).astype(np.int32)
     ids[ids > objects] = 0
     photo = np.zeros((size, size, 3), dtype=np.uint8)
-    classes = dict.fromkeys(range(1, objects + 1), 0)
+    classes = {0: 0} | dict.fromkeys(range(1, objects + 1), 1)  # 0 is ignored by both
     print(f"\ntargets of one photo of {size}x{size} with {objects} objects")
     sides = {"transformers": transformers.MaskFormerImageProcessor, "maskformer_hf": MaskFormerImageProcessor}
     for name, processor_class in sides.items():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .matcher import FOCAL_ALPHA
 
 # Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
-CHUNK = {"cpu": 2**17}
+CHUNK = {"cpu": 2**18}
 DEFAULT_CHUNK = 2**24
 # Values of masks before they are upsampled, likewise: a bound on the memory of a step, not on its speed.
 SMALL_CHUNK = 2**23
