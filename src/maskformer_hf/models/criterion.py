@@ -78,6 +78,10 @@ class Criterion(nn.Module):
             void_masks: (B, H, W) bool, true at pixels that neither the matching nor the mask losses look at, nor is a
                 query taught no-object that matches no target and has most of its mask there: it may have found what
                 nobody labelled. Without it void is background of every mask, as in the original.
+            embeddings: Mask embeddings (L, B, Q, C) and pixel embeddings (B, C, h, w), whose products the mask logits
+                are. The matched masks are then made again of them, and trained through these products alone. Most
+                queries are matched with nothing; through the mask logits, their gradients, all zero, would cost as
+                much as those that matter: a tenth of a training step.
         """
         device = class_logits_LBQK.device
         mask_labels, class_labels = check_targets(
