@@ -18,11 +18,6 @@ from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.building import build_model, build_processor
 
 ROOT = Path(__file__).parents[2] / "recipes"
-RECIPES = {
-    str(path.relative_to(ROOT)): path
-    for path in sorted(ROOT.rglob("*.yaml"))
-    if read_recipe(path).model.preset is not None
-}
 # As in the original's configuration files: crop, batch, steps, shortest and longest short edge, long edge.
 SEMANTIC = {
     "ade20k": ([512, 512], 16, 160_000, (256, 1024), 2048),
@@ -31,6 +26,11 @@ SEMANTIC = {
     "cityscapes": ([512, 1024], 16, 90_000, (512, 2048), 4096),
     "mapillary": ([1280, 1280], 16, 300_000, (1024, 4096), 8192),
     "ade20k_panoptic": ([640, 640], 16, 720_000, (320, 1280), 2560),
+}
+RECIPES = {
+    str(path.relative_to(ROOT)): path
+    for dataset in ("coco_panoptic", *SEMANTIC)
+    for path in sorted((ROOT / dataset).glob("*.yaml"))
 }
 
 
