@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer_hf.metrics import MaskAP
-from maskformer_hf.metrics.mask_ap import as_rles, rles_of_map
+from maskformer_hf.metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
 
 COCO4 = Path(__file__).parents[1] / "fixtures" / "coco4"
 
@@ -205,6 +205,20 @@ def test_run_lengths_of_a_map_are_those_of_its_masks():
     assert rles_of_map(torch.zeros(3, 4, dtype=torch.int32), 0) == []
     # As in COCO's json of crowds.
     assert as_rles([{"size": [2, 3], "counts": [1, 2, 3]}]) == as_rles(np.array([[[0, 1, 0], [1, 0, 0]]], bool))
+
+
+def test_run_lengths_of_crops_are_those_of_whole_masks():
+    random = np.random.default_rng(6)
+    masks = random.random((40, 6, 9)) < np.linspace(0.05, 1.2, 40)[:, None, None]
+    crops, corners = [], []
+    for mask in masks:
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+        left, right = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
+        crops.append(mask[top:bottom, left:right])
+        corners.append((top, left))
+    assert rles_of_crops(crops, corners, (6, 9)) == as_rles(masks)
+    assert rles_of_crops([], [], (6, 9)) == []
 
 
 def test_errors():

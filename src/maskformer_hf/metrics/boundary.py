@@ -8,14 +8,14 @@ Shapes: N masks, K classes, H W pixels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .mask_ap import MaskAP
+from .mask_ap import MaskAP, rles_of_crops
 
 DILATION_RATIO = 0.02
 
@@ -142,9 +142,7 @@ class BoundaryAP(MaskAP):
 
     def _iou(self, rles: list[Any], true_rles: list[Any], is_crowd: np.ndarray) -> np.ndarray:
         mask_iou = super()._iou(rles, true_rles, is_crowd)
-        boundaries, true_boundaries = (
-            [_rle_boundary(rle, self.dilation_ratio) for rle in group] for group in (rles, true_rles)
-        )
+        boundaries, true_boundaries = (_rle_boundaries(group, self.dilation_ratio) for group in (rles, true_rles))
         boundary = super()._iou(boundaries, true_boundaries, is_crowd)
         return np.where(is_crowd, mask_iou, np.minimum(mask_iou, boundary))
 
@@ -186,16 +184,17 @@ def _label_boundary(labels: torch.Tensor, width: int) -> torch.Tensor:
     return low != high
 
 
-def _rle_boundary(rle: Any, dilation_ratio: float) -> Any:
-    """The boundary of one RLE as RLE."""
+def _rle_boundaries(rles: Sequence[Any], dilation_ratio: float) -> list[Any]:
+    """The boundaries of the masks of one image, RLE for RLE."""
     from pycocotools import mask as coco_mask
 
-    height, width = rle["size"]
-    left, top, box_width, box_height = (int(side) for side in coco_mask.toBbox(rle))
-    mask = coco_mask.decode(rle)
-    # Beyond the box the mask is empty, as it is beyond the image.
-    window = (slice(top, top + box_height), slice(left, left + box_width))
-    if box_width and box_height:
-        inside = torch.from_numpy(np.ascontiguousarray(mask[window])).bool()
-        mask[window] = mask_boundary(inside, boundary_width(height, width, dilation_ratio)).numpy()
-    return coco_mask.encode(np.asfortranarray(mask))
+    crops, corners, size = [], [], (0, 0)
+    for rle in rles:
+        size = height, width = rle["size"]
+        left, top, box_width, box_height = (int(side) for side in coco_mask.toBbox(rle))
+        # Beyond the box the mask is empty, as it is beyond the image.
+        inside = coco_mask.decode(rle)[top : top + box_height, left : left + box_width]
+        inside = torch.from_numpy(np.ascontiguousarray(inside)).bool()
+        crops.append(mask_boundary(inside, boundary_width(height, width, dilation_ratio)).numpy())
+        corners.append((top, left))
+    return rles_of_crops(crops, corners, size)

@@ -279,11 +279,36 @@ def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[Any]:
     for index in range(num_segments):
         runs = order[first[index] : first[index + 1]]
         edges = np.stack((starts[runs], ends[runs]), axis=1).ravel()
-        # As pycocotools does it, without a last run of no pixels.
-        tail = [pixels.size] if not len(edges) or edges[-1] < pixels.size else []
-        counts = np.diff(np.concatenate(([0], edges, tail)).astype(np.int64))
-        rles.append({"size": [height, width], "counts": counts.tolist()})
+        rles.append({"size": [height, width], "counts": _run_lengths(edges, pixels.size)})
     return coco_mask.frPyObjects(rles, height, width) if rles else []
+
+
+def rles_of_crops(crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Any]:
+    """One RLE for each mask, of which only the part (h, w) bool from a corner (top, left) on is given.
+
+    size: Of the whole masks, (H, W). The cost is that of the crops.
+    """
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    rles: list[Any] = []
+    for crop, (top, left) in zip(crops, corners, strict=True):
+        # Along columns, with something outside before and behind each.
+        padded = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
+        padded[:, 1:-1] = crop.T
+        columns, rows = np.nonzero(padded[:, 1:] != padded[:, :-1])
+        edges = (left + columns) * height + top + rows
+        # Starts and ends in turns. A run that ends at the foot of a column and one from the head of the next are one.
+        joined = edges[1:-1:2] == edges[2::2]
+        edges = np.delete(edges, np.concatenate((2 * np.flatnonzero(joined) + 1, 2 * np.flatnonzero(joined) + 2)))
+        rles.append({"size": [height, width], "counts": _run_lengths(edges, height * width)})
+    return coco_mask.frPyObjects(rles, height, width) if rles else []
+
+
+def _run_lengths(edges: np.ndarray, num_pixels: int) -> list[int]:
+    """From where runs start and end, in turns; as pycocotools does it, without a last run of no pixels."""
+    tail = [num_pixels] if not len(edges) or edges[-1] < num_pixels else []
+    return np.diff(np.concatenate(([0], edges, tail)).astype(np.int64)).tolist()
 
 
 def _numbers(values: Any, kind: Any) -> np.ndarray:

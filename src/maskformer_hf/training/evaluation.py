@@ -14,7 +14,7 @@ from ..data import VOID, Sample, SegmentationDataset, Task, class_map, open_data
 from ..data.views import as_task
 from ..inference import Model, Prediction, check_task, checkpoint_path, forward_batch, load, predict
 from ..metrics import BoundaryAP, BoundaryIoU, MaskAP, MeanIoU, PanopticQuality
-from ..metrics.mask_ap import as_rles, rles_of_map
+from ..metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
 
 # The figure that tells which of two models is the better one.
 SCORE_NAMES: dict[Task, str] = {"semantic": "mean_iou", "instance": "ap", "panoptic": "pq"}
@@ -317,8 +317,13 @@ def _to_measure(prediction: Prediction, class_ids: list[int]) -> dict[str, Any]:
     if prediction.task == "panoptic":
         return {"segmentation": prediction.segmentation, "segments_info": segments}
     segments = [segment for segment in segments if segment["label_id"] != NO_CLASS]
+    crops, corners = [], []
+    for segment in segments:
+        left, top, right, bottom = (int(side) for side in segment["box"])
+        crops.append(prediction.mask(segment)[top:bottom, left:right].numpy())
+        corners.append((top, left))
     return {
-        "masks": [as_rles(prediction.mask(segment)[None])[0] for segment in segments],
+        "masks": rles_of_crops(crops, corners, prediction.size),
         "scores": [segment["score"] for segment in segments],
         "labels": [segment["label_id"] for segment in segments],
     }
