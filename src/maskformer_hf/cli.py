@@ -163,6 +163,15 @@ def segment(
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", "-c", help="A bundled name, a folder, or a name on the Hugging Face Hub.")
     ] = "street",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0.0,
+            max=1.0,
+            help="Least score of an instance or a panoptic segment. As the checkpoint says if not given.",
+        ),
+    ] = None,
     tile_size: Annotated[
         int | None,
         typer.Option(
@@ -195,7 +204,13 @@ def segment(
             try:
                 image = read_image(photo)
                 [prediction] = predict(
-                    model, processor, image, task=task.value if task else None, tile_size=tile_size, progress=True
+                    model,
+                    processor,
+                    image,
+                    task=task.value if task else None,
+                    threshold=threshold,
+                    tile_size=tile_size,
+                    progress=True,
                 )
                 record = _record(photo, picture, prediction)
                 if picture is not None:

@@ -213,7 +213,7 @@ def predict(
         task: What the checkpoint was trained for (`config.task`) if None.
         batch_size: Images, or tiles, that run together.
         target_sizes: The size of the photo, or a (height, width) for each image.
-        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or 0.5 (instance) if None.
+        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold` if None.
         mask_threshold: Probability from which on a pixel belongs to a mask.
         overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones;
             `config.overlap_mask_area_threshold` if None.
@@ -456,7 +456,7 @@ def outputs_to_predictions(
                 class_logits,
                 mask_logits,
                 geometry,
-                threshold=0.5 if threshold is None else threshold,
+                threshold=config.instance_threshold if threshold is None else threshold,
                 mask_threshold=mask_threshold,
                 top_k=max(100, len(class_logits)) if max_instances is None else max_instances,
                 excluded_label_ids=label_ids_to_fuse,

@@ -82,6 +82,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
             for COCO, 0.7 and 0.8 for ADE20K.
+        instance_threshold: Least score of an instance, unless `predict` or the pipeline are told another.
         duplicate_iou: An instance that overlaps a better one of its class by a larger IoU is left out by `predict` and
             the pipeline; None, as in the original, keeps them all. For models whose training was too short to find each
             object once.
@@ -132,6 +133,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     object_mask_threshold: float | int = 0.8
     overlap_mask_area_threshold: float | int = 0.8
     intersect_with_mask: bool = False
+    instance_threshold: float | int = 0.5
     duplicate_iou: float | int | None = None
 
     def __post_init__(self, **kwargs):
