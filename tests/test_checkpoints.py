@@ -1,4 +1,4 @@
-"""The checkpoints that come with the package do what their cards say, on a photo each that they have not been trained on."""
+"""The bundled checkpoints do what their cards say, on photos that they have not been trained on."""
 
 from pathlib import Path
 
