@@ -77,6 +77,11 @@ _PIXEL_DECODERS = {
     "transformer_fpn": "FPN with {0.encoder_layers} transformer encoder layers, {0.feature_size} channels",
     "deformable": "{0.encoder_layers} layers of multi-scale deformable attention, {0.feature_size} channels",
 }
+# By transformer decoder.
+_PAPERS = {
+    "detr": "MaskFormer (https://arxiv.org/abs/2107.06278)",
+    "masked": "Mask2Former (https://arxiv.org/abs/2112.01527)",
+}
 # Statistics of BatchNorm, which no training step learns.
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
@@ -243,10 +248,8 @@ def _backbone_name(config: Any) -> str:
 
 def _describe(config: Any, dataset_name: str | None) -> str:
     trained = f", trained on {dataset_name}" if dataset_name else ""
-    return (
-        f"MaskFormer (https://arxiv.org/abs/2107.06278) for {config.task} segmentation into {len(config.id2label)} "
-        f"classes{trained}."
-    )
+    paper = _PAPERS.get(config.transformer_decoder, _PAPERS["detr"])
+    return f"{paper} for {config.task} segmentation into {len(config.id2label)} classes{trained}."
 
 
 def _parts(folder: Path, config: Any, backbone: str) -> dict[str, str]:
