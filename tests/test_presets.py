@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from maskformer_hf import MaskFormerVideoProcessor
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
 
@@ -90,6 +91,21 @@ MASK2FORMER_PARAMETERS |= {
 }
 PARAMETERS |= MASK2FORMER_PARAMETERS
 
+# The same of Mask2Former-VIS. Both versions of its data have 40 classes.
+VIDEO_PARAMETERS = {
+    f"mask2former_{backbone}_youtube_vis_{year}": count
+    for year in (2019, 2021)
+    for backbone, count in {
+        "resnet50": 43_959_977,
+        "resnet101": 62_899_881,
+        "swin_tiny": 47_411_363,
+        "swin_small": 68_729_267,
+        "swin_base": 106_893_921,
+        "swin_large": 215_511_709,
+    }.items()
+}
+PARAMETERS |= VIDEO_PARAMETERS
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
@@ -103,7 +119,7 @@ def count_parameters(config) -> int:
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
     # Of the two Swin-B of a table, one serves for both.
-    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2
+    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 * 6
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -126,6 +142,8 @@ def test_number_of_parameters_with_trained_batch_norm(backbone):
         ("cityscapes_19", 19, 8),
         ("coco_stuff_10k_171", 171, 80),
         ("mapillary_vistas_65", 65, 37),
+        ("youtube_vis_2019_40", 40, 40),
+        ("youtube_vis_2021_40", 40, 40),
     ],
 )
 def test_class_names(dataset, num_classes, num_things):
@@ -139,7 +157,7 @@ def test_class_names_of_unknown_kind():
     assert {is_thing for _, is_thing, _ in class_names("ade20k_full_847")} == {None}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in VIDEO_PARAMETERS])
 def test_labels_task_and_thresholds(name):
     config = PRESETS[name]()
     assert config.label2id == {label: index for index, label in config.id2label.items()}
@@ -179,6 +197,21 @@ def test_mask2former(name):
     assert (config.decoder_layers, config.encoder_layers, config.encoder_levels, config.num_points) == (9, 6, 3, 12544)
     is_large = "swin_large" in name and not name.endswith(("ade20k", "cityscapes", "mapillary"))
     assert config.num_queries == (200 if is_large else 100)
+
+
+@pytest.mark.parametrize("name", VIDEO_PARAMETERS)
+def test_mask2former_of_videos(name):
+    config = PRESETS[name]()
+    fields = {field: value for field, value in MASK2FORMER.items() if field != "intersect_with_mask"}
+    assert {field: getattr(config, field) for field in fields} == fields
+    assert (config.encoder_layers, config.encoder_levels, config.num_points) == (6, 3, 12544)
+    assert config.num_queries == (200 if "swin_large" in name else 100)
+    assert config.task == "instance"
+    assert config.id2label[0] == ("person" if name.endswith("2019") else "airplane")
+    assert config.label2id == {label: index for index, label in config.id2label.items()}
+    processor = image_processor_for(name)
+    assert isinstance(processor, MaskFormerVideoProcessor)
+    assert processor.size["shortest_edge"] == (480 if "swin" in name else 360)
 
 
 def test_presets_share_nothing():

@@ -1,5 +1,5 @@
 """The configurations of the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and of Mask2Former's model zoo
-(https://arxiv.org/abs/2112.01527), one function each.
+(https://arxiv.org/abs/2112.01527, and of videos https://arxiv.org/abs/2112.10764), one function each.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -16,8 +16,10 @@ from typing import Any
 
 from .models.configuration_maskformer import MaskFormerHfConfig
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 from .models.transformers_layout import MASK2FORMER_PARTS
+from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
 
 RESNET50 = {"model_type": "resnet"}
 RESNET101 = {"model_type": "resnet", "depths": [3, 4, 23, 3]}
@@ -57,6 +59,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "cityscapes_panoptic": {"size": (1024, 2048)},
     "cityscapes_instance": {"size": (1024, 2048)},
     "mapillary_panoptic": {"size": (2048, 2048)},
+    "youtube_vis_2019": {"size": (360, 1333)},
+    "youtube_vis_2021": {"size": (360, 1333)},
 }
 # Trained with larger crops than the other models on ADE20K.
 LARGE_CROPS = tuple(
@@ -69,8 +73,8 @@ def class_names(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
     """Name, whether a thing (None: unknown), and the id in the data set, of every class in the order of training.
 
     Args:
-        dataset: `"ade20k_150"`, `"ade20k_full_847"`, `"coco_panoptic_133"`, `"cityscapes_19"`, `"coco_stuff_10k_171"`
-            or `"mapillary_vistas_65"`.
+        dataset: `"ade20k_150"`, `"ade20k_full_847"`, `"coco_panoptic_133"`, `"cityscapes_19"`, `"coco_stuff_10k_171"`,
+            `"mapillary_vistas_65"`, `"youtube_vis_2019_40"` or `"youtube_vis_2021_40"`.
     """
     lists = json.loads(Path(__file__).with_name("class_names.json").read_text())
     return tuple((name, None if thing is None else bool(thing), source) for name, thing, source in lists[dataset])
@@ -308,6 +312,25 @@ MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     for backbone in backbones
 }
 
+
+# --- Mask2Former-VIS, 40 classes -------------------------------------------------------------------------------------
+
+
+def _mask2former_video(backbone: str, dataset: str) -> MaskFormerHfVideoConfig:
+    return MaskFormerHfVideoConfig(
+        backbone_config=deepcopy(_BACKBONES[backbone]),
+        **_labels(dataset),
+        num_queries=200 if backbone == "swin_large" else 100,
+    )
+
+
+VIDEO_PRESETS: dict[str, Callable[[], MaskFormerHfVideoConfig]] = {
+    f"mask2former_{backbone}_youtube_vis_{year}": partial(_mask2former_video, backbone, f"youtube_vis_{year}_40")
+    for year in (2019, 2021)
+    for backbone in _BACKBONES
+}
+
+
 PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     preset.__name__: preset
     for preset in (
@@ -342,11 +365,14 @@ PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
         per_pixel_baseline_resnet50_coco_stuff,
         per_pixel_baseline_plus_resnet50_coco_stuff,
     )
-} | MASK2FORMER_PRESETS
+}
+PRESETS |= MASK2FORMER_PRESETS
+PRESETS |= VIDEO_PRESETS
 
 
 def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
-    """The image processor that belongs to a preset, with the image sizes of the original's evaluation.
+    """The image processor that belongs to a preset, or video processor, with the image sizes of the original's
+    evaluation.
 
     Raises:
         ValueError: If there is no such preset.
@@ -356,6 +382,8 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     config = PRESETS[name]()
     options = dict(next(options for suffix, options in PROCESSORS.items() if name.endswith(f"_{suffix}")))
     shortest, longest = (640, 2560) if name in LARGE_CROPS else options["size"]
+    if name in VIDEO_PRESETS and "swin" in name:
+        shortest = 480
     options["size"] = {"shortest_edge": shortest, "longest_edge": longest}
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines to no divisor, only to the largest of the batch.
@@ -364,4 +392,4 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
         # Also where MaskFormer pads to none.
         options["size_divisor"] = 32
     options["num_labels"], options["label_ids_to_fuse"] = config.num_labels, config.label_ids_to_fuse
-    return MaskFormerHfImageProcessor(**options)
+    return (MaskFormerHfVideoProcessor if name in VIDEO_PRESETS else MaskFormerHfImageProcessor)(**options)

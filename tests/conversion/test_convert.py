@@ -1,15 +1,22 @@
 """Files of the original whose configuration nobody gives: the model that is made of them is the one they were of."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
-from maskformer_hf import MaskFormerConfig, PerPixelBaselineConfig
+from maskformer_hf import (
+    MaskFormerConfig,
+    MaskFormerVideoConfig,
+    MaskFormerVideoProcessor,
+    PerPixelBaselineConfig,
+)
 from maskformer_hf.conversion.convert import convert_detectron2, summary
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
 
+GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 SIZES = {
     "feature_size": 32,
     "mask_feature_size": 24,
@@ -120,6 +127,32 @@ def test_a_preset_of_the_same_sizes_is_found_and_taken(original_state, tmp_path,
     assert "No tensor tells, hence taken as in the released models: 4 attention heads" in converted.remarks[1]
     assert given.remarks == ["Sizes, classes and image processor: preset maskformer_tiny_coco_panoptic."]
     assert ("classes", "133 (person, bicycle, car, motorcycle, ...), 2 of them stuff") in summary(converted.model)
+
+
+def test_a_model_of_videos(original_state, tmp_path):
+    """Which has the tensors of one of images: 40 classes tell it, or the preset, or Detectron2's configuration."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_labels"}
+    config = MaskFormerVideoConfig(**{**sizes, "backbone_config": RESNET, "num_labels": 40, "num_attention_heads": 8})
+    model = random_model(config)
+    converted = convert_detectron2(write(tmp_path / "model.pkl", original_state(model)))
+    assert type(converted.model) is type(model)
+    assert isinstance(converted.processor, MaskFormerVideoProcessor)
+    assert converted.model.config.id2label[0] == "LABEL_0"
+    remarks = " ".join(converted.remarks)
+    assert "Taken for a model of videos, because of YouTube-VIS's 40 classes" in remarks
+    assert "More than one data set of the presets has 40 classes" in remarks
+    assert "Image sizes are the usual ones (360, at most 1333)" in remarks
+    clip = torch.randn(1, 2, 3, 70, 90)
+    with torch.no_grad():
+        expected, got = model(clip), converted.model(clip)
+    assert torch.equal(got.masks_queries_logits, expected.masks_queries_logits)
+    with pytest.raises(ValueError, match="The preset mask2former_resnet50_youtube_vis_2021 does not fit"):
+        convert_detectron2(tmp_path / "model.pkl", preset="mask2former_resnet50_youtube_vis_2021")
+    golden = GOLDEN / "mask2former_video_swin"
+    converted = convert_detectron2(golden / "state_dict.safetensors", config_file=golden / "config.json")
+    assert type(converted.model) is type(model)
+    assert isinstance(converted.processor, MaskFormerVideoProcessor)
+    assert converted.model.config.num_labels == 7
 
 
 def test_a_state_dict_without_a_model_around_it(original_state, tmp_path):

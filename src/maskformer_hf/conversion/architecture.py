@@ -9,12 +9,15 @@ import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.pixel_decoder_deformable import NUM_POINTS
 from ..presets import MASK2FORMER, PRESETS, PROCESSORS
 from .detectron2 import later_name
 
 # No tensor depends on it; every configuration of the original says 8.
 NUM_ATTENTION_HEADS = 8
+# Of both versions of YouTube-VIS, and of no data set of images that a model was released for.
+NUM_VIDEO_LABELS = 40
 # Of every Swin of the original; it matters in training only.
 DROP_PATH_RATE = 0.3
 # Pixels of the images a Swin was pretrained with, by window. Only absolute position embeddings depend on them.
@@ -47,8 +50,9 @@ _BACKBONE_FIELDS = {
 Shapes = dict[str, tuple[int, ...]]
 
 
-def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
-    """The configuration of an original checkpoint, of a MaskFormer, a Mask2Former or a per-pixel baseline.
+def infer_config(state: Mapping[str, torch.Tensor], is_video: bool | None = None) -> MaskFormerHfConfig:
+    """The configuration of an original checkpoint: a MaskFormer, a Mask2Former of images or videos, or a per-pixel
+    baseline.
 
     Only the names and shapes of its tensors are read.
 
@@ -56,6 +60,10 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
     3x3 convolutions of a ResNet, DeepLab's dilations 1, 2, 4 in the last stage of one that has DeepLab's stem, and
     classes without names. The task is panoptic for Mask2Former and for the pixel decoder with a transformer encoder,
     else semantic, until [`matching_preset`] knows better.
+
+    Args:
+        is_video: Whether a Mask2Former is one of videos, which has the same tensors: without it, whether it has
+            YouTube-VIS's number of classes.
 
     Raises:
         ValueError: If this is no such checkpoint.
@@ -71,7 +79,10 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> MaskFormerHfConfig:
         "mask_feature_size": _shape(shapes, f"{_PIXEL_DECODER}.mask_features.weight", 4)[0],
     }
     if any(name.startswith(_MASKED_LAYERS) for name in shapes):
-        return _configure(MaskFormerHfConfig, common | _infer_mask2former(shapes))
+        common |= _infer_mask2former(shapes)
+        if is_video is None:
+            is_video = common["num_labels"] == NUM_VIDEO_LABELS
+        return _configure(MaskFormerHfVideoConfig if is_video else MaskFormerHfConfig, common)
     feature_size, memory_channels = _shape(shapes, f"{_PIXEL_DECODER}.layer_4.weight", 4)[:2]
     with_encoder = f"{_PIXEL_DECODER}.input_proj.weight" in shapes
     fields: dict[str, Any] = {

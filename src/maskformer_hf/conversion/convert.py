@@ -12,8 +12,9 @@ import yaml
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
-from ..models.modeling_auto import MODEL_CLASSES
+from ..models.modeling_auto import MODEL_CLASSES, processor_class_of
 from ..presets import PRESETS, image_processor_for
 from .architecture import differences, infer_config, matching_preset, same_size_presets
 from .detectron2 import IGNORED, config_from_detectron2, convert_state_dict, read_checkpoint
@@ -26,7 +27,7 @@ _DATA_SET_FIELDS = ("task", "object_mask_threshold", "overlap_mask_area_threshol
 class Converted:
     """
     Attributes:
-        model: A MaskFormer, or one of the per-pixel baselines.
+        model: A MaskFormer or Mask2Former, of images or videos, or one of the per-pixel baselines.
         ignored: What the file holds and the model does not need: the end of a name, how many tensors, and why.
         remarks: What is not in the file: where class names come from, and what was taken as in the released models.
     """
@@ -38,7 +39,7 @@ class Converted:
 
 
 def convert_detectron2(path: str | Path, preset: str | None = None, config_file: str | Path | None = None) -> Converted:
-    """Make a checkpoint of ours of one of the original MaskFormer or Mask2Former.
+    """Make a checkpoint of ours of one of the original MaskFormer or Mask2Former, of images or videos.
 
     The configuration is inferred from the weights. A preset, a dumped Detectron2 configuration (`config_file`, or a
     `config.yaml` beside the checkpoint) is checked against them and then adds what weights do not tell. Without either
@@ -62,10 +63,10 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{path}: the tensor {name} is not finite (NaN or infinity).")
-    config = infer_config(state)
     beside = path.with_name("config.yaml")
     if preset is None and config_file is None and beside.is_file():
         config_file = beside
+    config = infer_config(state, _is_video(preset, config_file))
     if preset is not None:
         config, processor, remarks = _with_preset(config, preset)
     elif config_file is not None:
@@ -79,6 +80,15 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
         backbone: Any = config.backbone_config
         processor.size_divisor = 32 if backbone.model_type == "swin" else 0
     return Converted(model.eval(), processor, _ignored(state), remarks)
+
+
+def _is_video(preset: str | None, config_file: str | Path | None) -> bool | None:
+    """Whether a preset or a dumped configuration is that of a model of videos; None if there is neither."""
+    if preset is not None:
+        return isinstance(PRESETS[preset](), MaskFormerHfVideoConfig)
+    if config_file is not None:
+        return isinstance(config_from_detectron2(_read_config_file(Path(config_file))), MaskFormerHfVideoConfig)
+    return None
 
 
 def _with_preset(
@@ -115,8 +125,8 @@ def _with_matching_preset(
         others = same_size_presets(inferred)[1:]
         if others:
             remarks.append(
-                f"Models of {' and '.join(others)} have the same sizes and another task or other thresholds: if it is "
-                "one of those, name it by --preset."
+                f"Models of {' and '.join(others)} have the same sizes and another task, other thresholds or other "
+                "classes: if it is one of those, name it by --preset."
             )
     else:
         config, remarks = inferred, [_remark_on_classes(inferred, preset)]
@@ -124,13 +134,21 @@ def _with_matching_preset(
             _take_classes(config, preset)
             for name in _DATA_SET_FIELDS:
                 setattr(config, name, getattr(PRESETS[preset](), name))
+    if isinstance(inferred, MaskFormerHfVideoConfig):
+        remarks.append(
+            f"Taken for a model of videos, because of YouTube-VIS's {config.num_labels} classes: no tensor tells. If "
+            "it is one of images, give its dumped config.yaml by --config."
+        )
     remarks += _assumptions(config)
     if preset is not None:
         return config, image_processor_for(preset), remarks
+    processor = processor_class_of(config)(num_labels=config.num_labels)
+    shortest, longest = processor.size["shortest_edge"], processor.size["longest_edge"]
     remarks.append(
-        "Image sizes are those of COCO (800, at most 1333): set `size` of preprocessor_config.json to what was trained."
+        f"Image sizes are the usual ones ({shortest}, at most {longest}): set `size` of preprocessor_config.json to "
+        "what was trained."
     )
-    return config, MaskFormerHfImageProcessor(num_labels=config.num_labels), remarks
+    return config, processor, remarks
 
 
 def _check(inferred: MaskFormerHfConfig, given: MaskFormerHfConfig, source: str):
@@ -147,9 +165,12 @@ def _take_classes(config: MaskFormerHfConfig, preset: str):
 
 def _remark_on_classes(config: MaskFormerHfConfig, preset: str | None) -> str:
     if preset is None:
+        same = [(known.model_type, known.num_labels) for known in (make() for make in PRESETS.values())]
+        several = (config.model_type, config.num_labels) in same
         return (
-            f"No data set of the presets has {config.num_labels} classes: they are named LABEL_0, LABEL_1, ... Write "
-            "their names into `id2label` and `label2id` of config.json, and ids of stuff into `label_ids_to_fuse`."
+            f"{'More than one' if several else 'No'} data set of the presets has {config.num_labels} classes: they are "
+            "named LABEL_0, LABEL_1, ... Write their names into `id2label` and `label2id` of config.json, and ids of "
+            "stuff into `label_ids_to_fuse`."
         )
     return f"Class names: those of preset {preset}, which has {config.num_labels} classes too."
 
@@ -205,7 +226,7 @@ def _image_processor(dump: Mapping[str, Any], config: MaskFormerHfConfig) -> Mas
             f"The configuration has no {error.args[0]}: dump the whole `cfg`, not only what differs from the defaults."
         ) from error
     options["label_ids_to_fuse"] = config.label_ids_to_fuse
-    return MaskFormerHfImageProcessor(num_labels=config.num_labels, **options)
+    return processor_class_of(config)(num_labels=config.num_labels, **options)
 
 
 # --- summary ---------------------------------------------------------------------------------------------------------
