@@ -22,7 +22,7 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline"},
+    {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline", "video"},
     {"presets", "model_card", "tiles"},
     {"data", "metrics", "models"},
 ]
@@ -33,6 +33,8 @@ SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", 
 SIDEWAYS |= {("training", "conversion"), ("hub", "inference"), ("hub", "visualize"), ("export", "inference")}
 # What went wrong is shown.
 SIDEWAYS |= {("training", "visualize")}
+# A video is frames, which are read as images are.
+SIDEWAYS |= {("video", "inference")}
 
 
 def imported_parts(path: Path) -> set[str]:

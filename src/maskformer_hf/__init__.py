@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor as MaskFormerVideoProcessor
     from .pipeline import MaskFormerImageSegmentationPipeline
+    from .video import VideoPrediction, predict_video
     from .visualize import draw_segmentation
 
 __version__: str
@@ -57,10 +58,12 @@ _PUBLIC = {
     "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
     "Prediction": ("inference", "Prediction"),
+    "VideoPrediction": ("video", "VideoPrediction"),
     "bundled_checkpoints": ("inference", "bundled_checkpoints"),
     "draw_segmentation": ("visualize", "draw_segmentation"),
     "load": ("inference", "load"),
     "predict": ("inference", "predict"),
+    "predict_video": ("video", "predict_video"),
 }
 
 __all__ = [
@@ -86,11 +89,13 @@ __all__ = [
     "PerPixelBaseline",
     "PerPixelBaselineConfig",
     "Prediction",
+    "VideoPrediction",
     "__version__",
     "bundled_checkpoints",
     "draw_segmentation",
     "load",
     "predict",
+    "predict_video",
     "register",
 ]
 

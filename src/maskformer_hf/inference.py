@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 from .models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
@@ -213,7 +214,8 @@ def predict(
         task: What the checkpoint was trained for (`config.task`) if None.
         batch_size: Images, or tiles, that run together.
         target_sizes: The size of the photo, or a (height, width) for each image.
-        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold` if None.
+        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`
+            if None.
         mask_threshold: Probability from which on a pixel belongs to a mask.
         overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones;
             `config.overlap_mask_area_threshold` if None.
@@ -326,6 +328,8 @@ def _tile_options(processor: Any, tile_size: int | None, tile_overlap: int | Non
 
 def check_task(task: str | None, model: Model) -> Task:
     """The task, or the one the model was trained for if None; a ValueError if there is no such task."""
+    if model.config.model_type == MaskFormerHfVideoConfig.model_type:
+        raise ValueError("This is a model of videos: use `maskformer_hf.predict_video`, with one frame for an image.")
     task = model.config.task if task is None else task
     if model.config.model_type == MaskFormerHfPerPixelConfig.model_type and task != "semantic":
         raise ValueError(
