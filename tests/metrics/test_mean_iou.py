@@ -15,7 +15,10 @@ def plain_mean_iou(predictions, references, num_labels, ignore_index):
     for label in range(num_labels):
         union = ((predictions == label) | (references == label)).sum()
         ious.append(((predictions == label) & (references == label)).sum() / union if union else math.nan)
-    return ious, (predictions == references).mean()
+    present = [label for label in range(num_labels) if (references == label).any()]
+    accuracies = [(predictions[references == label] == label).mean() for label in present]
+    weighted = sum((references == label).mean() * ious[label] for label in present)
+    return ious, (predictions == references).mean(), np.mean(accuracies), weighted
 
 
 def test_equals_a_plain_implementation():
@@ -31,11 +34,13 @@ def test_equals_a_plain_implementation():
         predictions.append(prediction.ravel())
         references.append(reference.ravel())
     result = metric.compute({0: "zero"})
-    ious, accuracy = plain_mean_iou(predictions, references, 7, 255)
+    ious, accuracy, mean_accuracy, weighted = plain_mean_iou(predictions, references, 7, 255)
     np.testing.assert_allclose([item["iou"] for item in result["per_class"]], ious)
     assert math.isnan(ious[6])
     assert result["mean_iou"] == pytest.approx(np.nanmean(ious))
     assert result["pixel_accuracy"] == pytest.approx(accuracy)
+    assert result["mean_accuracy"] == pytest.approx(mean_accuracy)
+    assert result["frequency_weighted_iou"] == pytest.approx(weighted)
     assert [item["label"] for item in result["per_class"]] == ["zero", "1", "2", "3", "4", "5", "6"]
 
 
