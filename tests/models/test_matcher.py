@@ -48,6 +48,44 @@ def test_costs_are_those_of_the_formulas():
             np.testing.assert_allclose(costs[layer, image, :, :count], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
+def test_costs_do_not_depend_on_the_parts_they_are_made_in(mask_term, monkeypatch):
+    class_logits, mask_logits = predictions()
+    arguments = class_logits, mask_logits, *targets([3, 1], height=24, width=36)
+    counted = torch.rand(2, 24, 36) > 0.3
+    expected = matching_costs(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
+    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (2 * 6 * 9, 2 * 6 * 9))  # two queries at a time, of five
+    costs = matching_costs(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
+    torch.testing.assert_close(costs, expected)
+
+
+@pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
+def test_all_pixels_as_points_give_the_dense_costs(mask_term):
+    class_logits, mask_logits = predictions()
+    masks, labels = targets([3, 1])
+    y, x = torch.meshgrid((torch.arange(6) + 0.5) / 6, (torch.arange(9) + 0.5) / 9, indexing="ij")
+    points = torch.stack((x, y), dim=-1).flatten(0, 1).expand(2, 2, -1, -1)
+    counted = torch.rand(2, 6, 9) > 0.3
+    dense, sampled = (
+        matching_costs(
+            class_logits, mask_logits, masks, labels, **WEIGHTS, counted_BHW=counted, mask_term=mask_term, points_LBP2=p
+        )
+        for p in (None, points)
+    )
+    torch.testing.assert_close(sampled, dense)
+
+
+def test_cross_entropy_costs_are_those_of_the_formula():
+    class_logits, mask_logits = predictions(layers=1, images=1)
+    masks, labels = targets([3])
+    weights = {"class_weight": 0.0, "mask_weight": 1.0, "dice_weight": 0.0}
+    costs = matching_costs(class_logits, mask_logits, masks, labels, **weights, mask_term="cross_entropy")[0, 0]
+    for q, logits in enumerate(mask_logits[0, 0]):
+        for n, target in enumerate(masks[0]):
+            expected = F.binary_cross_entropy_with_logits(logits.double(), target.double())
+            assert costs[q, n].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_targets_are_reduced_to_the_nearest_pixel():
     class_logits, mask_logits = predictions(height=6, width=9)
     masks, labels = targets([2, 2], height=23, width=34)
