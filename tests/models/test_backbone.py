@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
-from maskformer_hf.models.backbone import STRIDES, Backbone, adapt_input_channels
+from maskformer_hf.models.backbone import STRIDES, Backbone, FrozenBatchNorm2d, adapt_input_channels
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 2]}
 SWIN = {
@@ -257,3 +257,25 @@ def test_stochastic_depth_drops_both_branches_of_a_swin_block():
     assert 16 < dropped < 48
     block.eval()
     assert not (block.mlp(states) == 0).all(2).any()
+
+
+def test_frozen_batch_norm_keeps_nothing_for_the_gradient():
+    """The same result as PyTorch's, which keeps its input."""
+    torch.manual_seed(0)
+    frozen = randomise(build(BACKBONES["resnet"])).train()
+    layers = [module for module in frozen.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert len(layers) > 5
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        for layer in layers:
+            channels = layer.num_features
+            image = torch.randn(2, channels, 6, 8, requires_grad=True)
+            got = layer(image)
+            [gradient] = torch.autograd.grad(got.square().sum(), image)
+            with torch.no_grad():
+                expected = layer(image)
+            torch.testing.assert_close(got.detach(), expected, rtol=1e-5, atol=1e-5)
+            slope = (layer.weight / (layer.running_var + layer.eps).sqrt())[:, None, None]
+            torch.testing.assert_close(gradient, 2 * expected * slope, rtol=1e-4, atol=1e-4)
+    # The output, which the test itself squares, and scales: never the input.
+    assert all(tensor.shape[-2:] == (1, 1) or tensor.grad_fn is not None for tensor in kept)

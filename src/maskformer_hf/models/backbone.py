@@ -59,6 +59,8 @@ class Backbone(nn.Module):
                     parameter = module._parameters.pop(name)
                     module.register_buffer(name, None if parameter is None else parameter.detach())
                 module.eval()
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = FrozenBatchNorm2d
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -95,6 +97,19 @@ class Backbone(nn.Module):
                 f"Choose a backbone with maps of strides {self.strides}, or the right ones by `out_features` or "
                 "`out_indices` of `backbone_config`."
             )
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm with fixed statistics, which in training keeps no copy of its input: half of what a ResNet keeps."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        statistics: Any = (self.weight, self.bias, self.running_mean, self.running_var)
+        # In half precision, PyTorch's computes in single precision; without gradients, nothing is kept.
+        if not torch.is_grad_enabled() or input.dtype != torch.float32 or any(part is None for part in statistics):
+            return super().forward(input)
+        weight, bias, mean, variance = (part.float() for part in statistics)
+        scale = weight * (variance + self.eps).rsqrt()
+        return torch.addcmul((bias - mean * scale)[:, None, None], input, scale[:, None, None])
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
