@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, export
 from maskformer_hf.cli import app
 from maskformer_hf.models.post_processing import image_geometries, semantic_segmentation
+from maskformer_hf.presets import MASK2FORMER
 
 onnx = pytest.importorskip("onnx")
 SWIN = {
@@ -132,8 +133,9 @@ VARIANTS = {
     "timm": {"backbone_config": TIMM},
     "swin": {"backbone_config": SWIN},
     "swin with encoder": {"backbone_config": SWIN, "pixel_decoder": "transformer_fpn", "encoder_layers": 1},
+    "mask2former": {**MASK2FORMER, "encoder_layers": 1, "encoder_ffn_dim": 32, "decoder_layers": 3},
 }
-SLOW = {"swin", "swin with encoder"}
+SLOW = {"swin", "swin with encoder", "mask2former"}
 PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [], id=name) for name in VARIANTS]
 
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 
@@ -222,9 +221,6 @@ class DeformableAttention(nn.Module):
         arguments = (self.v_proj(states_BSC), x_BSX, y_BSX, weights_BShX.flatten(2), plan, self.num_heads)
         if states_BSC.device.type != "cpu" or torch.compiler.is_exporting():
             sums_BSC = sample_grids(*arguments)
-        elif torch.is_grad_enabled() and x_BSX.requires_grad:
-            # Four rows and weights a point would be kept for the gradient; making them again takes a moment.
-            sums_BSC = checkpoint(sample_bags, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             sums_BSC = sample_bags(*arguments)
         return self.o_proj(sums_BSC), weights_BShX.transpose(1, 2) if need_weights else None
