@@ -4,12 +4,23 @@ import copy
 
 import pytest
 import torch
-from test_modeling import LOGITS, NUM_HEADS, NUM_LABELS, NUM_LAYERS, NUM_QUERIES, RESNET, WIDTH, Mask2FormerContract
+from test_modeling import (
+    LOGITS,
+    NUM_HEADS,
+    NUM_LABELS,
+    NUM_LAYERS,
+    NUM_QUERIES,
+    RESNET,
+    SWIN,
+    WIDTH,
+    Mask2FormerContract,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerHfVideoModel
 from maskformer_hf import MaskFormerForVideoSegmentation as Model
 from maskformer_hf import MaskFormerVideoConfig as Config
+from maskformer_hf.conversion.to_transformers import to_transformers
 from maskformer_hf.models.modeling_auto import model_class_of
 from maskformer_hf.models.position_encoding import clip_position_encoding, sine_position_encoding
 from maskformer_hf.presets import MASK2FORMER
@@ -165,6 +176,36 @@ class _Masks(torch.nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values).masks_queries_logits
+
+
+@pytest.mark.parametrize("source", ["ours", "transformers"])
+def test_training_starts_from_a_model_of_images(source, tmp_path):
+    contract = Mask2FormerContract()
+    contract.backbone = SWIN
+    images = contract.model(task="panoptic", id2label={0: "cat", 1: "dog", 2: "sky"}, label_ids_to_fuse=[2])
+    saved = images if source == "ours" else to_transformers(images)[0]
+    saved.save_pretrained(tmp_path)
+    model, info = Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert (model.config.model_type, model.config.task) == ("maskformer_hf_video", "instance")
+    assert model.config.mask_weight == images.config.mask_weight == 5
+    clips = TestVideo.images()[:, :1]
+    with torch.no_grad():
+        expected, got = images(clips[:, 0]), model.eval()(clips)
+    torch.testing.assert_close(got.masks_queries_logits[:, :, 0], expected.masks_queries_logits, rtol=0, atol=1e-4)
+    # The classes of the data that it is trained on next; those it knows stay.
+    other = Model.from_pretrained(tmp_path, id2label={0: "dog", 1: "bird"})
+    assert other.config.num_labels == 2
+    kept = other.head.class_predictor.weight[[0, 2]]
+    torch.testing.assert_close(kept, model.head.class_predictor.weight[[1, 3]])
+
+
+def test_a_maskformer_cannot_see_videos(tmp_path, tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"`transformer_decoder` must be one of \['masked'\], got 'detr'"):
+        Model.from_pretrained(tiny_checkpoint)
+    Config(backbone_config=copy.deepcopy(RESNET)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'maskformer_hf_video' model; only 'maskformer_hf' and transformers'"):
+        MaskFormerForUniversalSegmentation.from_pretrained(tmp_path)
 
 
 def test_encoding_of_time():

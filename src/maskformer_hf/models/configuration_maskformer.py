@@ -6,7 +6,7 @@ here, by name and value, before any memory is spent on weights.
 """
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -93,6 +93,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyrefly: ignore[bad-override]
     choices = CHOICES
     reads_transformers_layout = True
+    # Other models of ours, by `model_type`, whose weights this one starts from.
+    starts_from: ClassVar[tuple[str, ...]] = ()
 
     backbone_config: dict | PreTrainedConfig | None = None
     num_channels: int = 3
@@ -244,10 +246,17 @@ def _in_own_layout(config_dict: dict[str, Any], config_class: Any, source: str) 
     if model_type == own_model_type:
         return config_dict
     if model_type in MODEL_TYPES and config_class.reads_transformers_layout:
-        return translate_config(config_dict, own_model_type)
-    names = " and ".join(map(repr, MODEL_TYPES))
-    others = f" and transformers' {names}" if config_class.reads_transformers_layout else ""
-    raise ValueError(f"{source} is a {model_type!r} model; only {own_model_type!r}{others} can be read here.")
+        config_dict = translate_config(config_dict, own_model_type)
+    elif model_type in config_class.starts_from:
+        config_dict = {**config_dict, "model_type": own_model_type}
+    else:
+        own = " and ".join(map(repr, (own_model_type, *config_class.starts_from)))
+        names = " and ".join(map(repr, MODEL_TYPES))
+        others = f" and transformers' {names}" if config_class.reads_transformers_layout else ""
+        raise ValueError(f"{source} is a {model_type!r} model; only {own}{others} can be read here.")
+    tasks = config_class.choices["task"]
+    # Another model may have been trained for what this one does not do.
+    return config_dict if config_dict.get("task") in tasks else {**config_dict, "task": tasks[0]}
 
 
 def matching_labels(old: Any, new: Any) -> list[int | None]:

@@ -11,7 +11,8 @@ VIDEO_CHOICES = {**CHOICES, "transformer_decoder": ("masked",), "task": ("instan
 class MaskFormerHfVideoConfig(MaskFormerHfConfig):
     r"""Configuration of Mask2Former-VIS: the fields of [`MaskFormerHfConfig`], with the paper's values.
 
-    The panoptic fields and `label_ids_to_fuse` mean nothing here.
+    The panoptic fields and `label_ids_to_fuse` mean nothing here. Checkpoints of Mask2Former for images, ours and
+    transformers', are read as well: they have the same weights, and training on videos starts from them.
 
     Args:
         transformer_decoder: `"masked"`, the only one that sees several frames at once.
@@ -21,7 +22,7 @@ class MaskFormerHfVideoConfig(MaskFormerHfConfig):
 
     model_type = "maskformer_hf_video"
     choices = VIDEO_CHOICES
-    reads_transformers_layout = False
+    starts_from = ("maskformer_hf",)
 
     pixel_decoder: str = "deformable"
     encoder_ffn_dim: int | None = 1024
