@@ -255,8 +255,10 @@ def _in_own_layout(config_dict: dict[str, Any], config_class: Any, source: str) 
         others = f" and transformers' {names}" if config_class.reads_transformers_layout else ""
         raise ValueError(f"{source} is a {model_type!r} model; only {own}{others} can be read here.")
     tasks = config_class.choices["task"]
-    # Another model may have been trained for what this one does not do.
-    return config_dict if config_dict.get("task") in tasks else {**config_dict, "task": tasks[0]}
+    if config_dict.get("task", tasks[0]) not in tasks:
+        # Another model may have been trained for what this one does not do.
+        config_dict = {**config_dict, "task": tasks[0]}
+    return config_dict
 
 
 def matching_labels(old: Any, new: Any) -> list[int | None]:
