@@ -23,7 +23,7 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 LAYERS = [
     {"cli", "__main__"},
     {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline", "video"},
-    {"presets", "model_card", "tiles"},
+    {"presets", "model_card", "tiles", "video_files"},
     {"data", "metrics", "models"},
 ]
 # Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
@@ -34,7 +34,7 @@ SIDEWAYS |= {("training", "conversion"), ("hub", "inference"), ("hub", "visualiz
 # What went wrong is shown.
 SIDEWAYS |= {("training", "visualize")}
 # A video is frames, which are read as images are.
-SIDEWAYS |= {("video", "inference")}
+SIDEWAYS |= {("video", "inference"), ("visualize", "video")}
 
 
 def imported_parts(path: Path) -> set[str]:

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .video_files import VIDEO_SUFFIXES
+
 if TYPE_CHECKING:
     from .inference import Prediction
+    from .video import VideoPrediction
 
 # What a folder is searched for; a file that is named is opened whatever it is called.
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DEFAULT_PICTURE = Path("result.png")
 DEFAULT_FOLDER = Path("predictions")
+DEFAULT_VIDEO = Path("result.mp4")
 
 SEGMENT_EPILOG = """Examples:
 
@@ -29,7 +33,11 @@ SEGMENT_EPILOG = """Examples:
 
   maskformer segment panorama.jpg --tile-size 640
 
-  maskformer segment photo.jpg --checkpoint runs/mine/model --device cuda --dtype bfloat16"""
+  maskformer segment photo.jpg --checkpoint runs/mine/model --device cuda --dtype bfloat16
+
+  maskformer segment clip.mp4 --checkpoint runs/video/model --output found.mp4
+
+  maskformer segment frames/ --checkpoint runs/video/model --output overlays"""
 
 TRAIN_EPILOG = """Examples:
 
@@ -140,13 +148,20 @@ def _root(
 
 @app.command(epilog=SEGMENT_EPILOG)
 def segment(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATHS", help="Photos, or folders of photos.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATHS",
+            help="Photos, or folders of photos. For a checkpoint of videos: video files, or folders of frames.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="The picture to write, or for several photos the folder (result.png, or predictions/, if not given).",
+            help="The picture to write, or for several photos the folder (result.png, or predictions/, if not given). "
+            "The video to write (result.mp4), or the folder of frames.",
         ),
     ] = None,
     as_json: Annotated[
@@ -169,7 +184,8 @@ def segment(
             "--threshold",
             min=0.0,
             max=1.0,
-            help="Least score of an instance or a panoptic segment. As the checkpoint says if not given.",
+            help="Least score of an instance or a panoptic segment. As the checkpoint says if not given; 0.5 for "
+            "videos.",
         ),
     ] = None,
     tile_size: Annotated[
@@ -184,8 +200,22 @@ def segment(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Segment photos: write a coloured picture of each and print what was found."""
+    """Segment photos: write a coloured picture of each and print what was found. Or videos, with tracks.
+
+    The tracks of a video, with their masks in every frame, go into a .json beside the coloured video.
+    """
     with _one_line_errors():
+        if _segments_videos(checkpoint):
+            if task is not None or tile_size is not None:
+                raise ValueError(f"--task and --tile-size are for photos; {checkpoint!r} segments videos")
+            _segment_videos(paths, output, as_json, checkpoint, threshold, device, dtype)
+            return
+        for path in paths:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                raise ValueError(
+                    f"{str(path)!r} is a video, and checkpoint {checkpoint!r} segments photos: choose another "
+                    "checkpoint, or make a folder of frames of it"
+                )
         photos, several = _find_photos(paths, output)
         pictures = _picture_paths(photos, output, several, write=not as_json or output is not None)
 
@@ -669,6 +699,132 @@ def _picture_paths(photos: list[Path], output: Path | None, several: bool, write
         if picture.resolve() in originals:
             raise ValueError(f"{str(picture)!r} is one of the photos and would be overwritten: choose another --output")
     return list(pictures)
+
+
+def _segments_videos(checkpoint: str) -> bool:
+    """Whether a checkpoint is one of videos, by its configuration; what is no checkpoint is none."""
+    path = Path(checkpoint).expanduser() / "config.json"
+    if not path.is_file():
+        if checkpoint.count("/") != 1 or checkpoint.startswith((".", "~", "/")):
+            return False
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(checkpoint, "config.json"))
+        except (OSError, ValueError):
+            # Loading will say what is wrong with it.
+            return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type") == "maskformer_hf_video"
+    except ValueError:
+        return False
+
+
+def _segment_videos(
+    paths: Sequence[Path],
+    output: Path | None,
+    as_json: bool,
+    checkpoint: str,
+    threshold: float | None,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    """`segment` for a checkpoint of videos."""
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"there is no file or folder {str(path)!r}")
+    targets: Sequence[Path | None] = [None] * len(paths)
+    if not as_json or output is not None:
+        targets = _video_targets(paths, output)
+    _quiet_transformers()
+    from .inference import load
+    from .video import predict_video
+
+    # Of videos, as `_segments_videos` said.
+    parts: Any = load(checkpoint, device, dtype)
+    options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    records = []
+    for path, target in zip(paths, targets, strict=True):
+        prediction = predict_video(*parts, path, progress=True, **options)
+        record = _video_record(path, target, prediction)
+        records.append(record)
+        if target is not None:
+            _draw_video(path, target, prediction)
+            tracks = target.with_suffix(".json") if target.suffix else target / "tracks.json"
+            tracks.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        if not as_json:
+            typer.echo(_video_table(record))
+    if as_json:
+        typer.echo(json.dumps(records, indent=2))
+
+
+def _video_targets(paths: Sequence[Path], output: Path | None) -> list[Path]:
+    """Where each video's overlay goes: files as video files and folders as folders, unless `output` says otherwise."""
+    if len(paths) == 1:
+        [path] = paths
+        targets = [output or (DEFAULT_FOLDER if path.is_dir() else DEFAULT_VIDEO)]
+    else:
+        folder = output or DEFAULT_FOLDER
+        if folder.suffix.lower() in VIDEO_SUFFIXES:
+            raise ValueError(f"--output {str(folder)!r} is a video; what becomes of several needs a folder")
+        targets = [folder / (path.name if path.is_dir() else f"{path.stem}.mp4") for path in paths]
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"two of the videos have one name, so that both would go to {str(max(targets))!r}: rename one")
+    for path, target in zip(paths, targets, strict=True):
+        if target.suffix and target.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(f"--output {str(target)!r}: {target.suffix} is no video format; use .mp4, or a folder")
+        if target.resolve() == path.resolve():
+            raise ValueError(f"{str(target)!r} is the video itself and would be overwritten: choose another --output")
+        if not target.suffix and target.is_file():
+            raise ValueError(f"--output {str(target)!r} is a file, and a folder for the frames is needed")
+    return targets
+
+
+def _draw_video(path: Path, target: Path, prediction: "VideoPrediction") -> None:
+    """Writes the frames under their tracks: as a video file if `target` has a suffix, else as PNGs into the folder."""
+    from tqdm import tqdm
+
+    from .models.video_processing_maskformer import frames_of
+    from .video_files import FRAMES_PER_SECOND, VideoFile, write_video
+    from .visualize import draw_tracks
+
+    video: Any = frames_of(path) if path.is_dir() else VideoFile(path)
+    frames = tqdm(video, "Drawing", prediction.num_frames, unit="frame")
+    pictures = (draw_tracks(frame, prediction, number) for number, frame in enumerate(frames))
+    if target.suffix:
+        write_video(target, pictures, getattr(video, "frames_per_second", FRAMES_PER_SECOND))
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    names = [frame.stem for frame in video] if path.is_dir() else [f"{i:05}" for i in range(prediction.num_frames)]
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(target / f"{name}.png")
+
+
+def _video_record(path: Path, target: Path | None, prediction: "VideoPrediction") -> dict[str, Any]:
+    """What the json says of one video."""
+    height, width = prediction.size
+    return {
+        "video": str(path),
+        "overlay": None if target is None else str(target),
+        "height": height,
+        "width": width,
+        "num_frames": prediction.num_frames,
+        "tracks": prediction.tracks,
+    }
+
+
+def _video_table(record: dict[str, Any]) -> str:
+    """Id, label, score and frames of each track of a video, as aligned text."""
+    written = f" -> {record['overlay']}" if record["overlay"] else ""
+    lines = [f"{record['video']} ({record['num_frames']} frames, {record['height']} x {record['width']}){written}"]
+    if not record["tracks"]:
+        return "\n".join([*lines, "  nothing found"])
+    width = max(5, *(len(track["label"]) for track in record["tracks"]))
+    lines.append(f"  {'id':>4}  {'label':{width}}  score  frames")
+    for track in record["tracks"]:
+        seen = sum(mask is not None for mask in track["segmentations"])
+        lines.append(f"  {track['id']:>4}  {track['label']:{width}}  {track['score']:5.2f}  {seen:>6}")
+    return "\n".join(lines)
 
 
 def _check_picture(path: Path, option: str) -> None:

@@ -22,6 +22,7 @@ from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.modeling_video import MaskFormerHfForVideoSegmentation
 from .models.post_processing import best_tracks, image_geometries, tube_masks
 from .models.video_processing_maskformer import MaskFormerHfVideoProcessor, encode_seen, frames_of
+from .video_files import VideoFile
 
 VideoInput = str | Path | np.ndarray | torch.Tensor | Iterable[ImageInput]
 # pycocotools' run lengths of a mask, a dictionary; None where it has no pixel.
@@ -92,8 +93,9 @@ def predict_video(
     number.
 
     Args:
-        video: A folder of frames, an array (T, H, W, C) or (T, C, H, W), or frames as `predict` takes images, all of
-            one size. Of a folder, or of anything that is iterated over, no more than a window is in memory.
+        video: A folder of frames, a video file, an array (T, H, W, C) or (T, C, H, W), or frames as `predict` takes
+            images, all of one size. Of folders and files, and of whatever is iterated over, no more than a window is in
+            memory.
         window: Frames that the model sees together. Memory and, beyond linear, time grow with it.
         overlap: Frames that a window shares with the next, fewer than `window` and at least 1.
         threshold: Least score, which is the class probability, of an object in a window.
@@ -112,9 +114,11 @@ def predict_video(
     if not 1 <= overlap < window:
         raise ValueError(f"`overlap` is {overlap}: it must be at least 1 and less than `window`, {window}.")
     frames: Any = video
-    if isinstance(video, str | Path | np.ndarray | torch.Tensor | list | tuple):
+    if isinstance(video, str | Path) and Path(video).is_file():
+        frames = VideoFile(video)
+    elif isinstance(video, str | Path | np.ndarray | torch.Tensor | list | tuple):
         frames = frames_of(video)
-    total = len(frames) if hasattr(frames, "__len__") else None
+    total = len(frames) if hasattr(frames, "__len__") else getattr(frames, "stated_frames", 0) or None
     id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
     tracks: list[_Track] = []
     # Of the window before: the track of each of its objects, and its masks in the shared frames.

@@ -1,5 +1,6 @@
 """A prediction, or what a data set says, as a picture: the photo, tinted by class, outlined, with a legend."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torchvision import tv_tensors
 from .data.report import Pick
 from .data.sample import Sample, SegmentationDataset, binary_masks, void_mask
 from .inference import ImageInput, Prediction, image_size, read_image
+from .video import VideoPrediction
 
 # Successive labels are a golden angle apart, so that any few neighbours differ and a label keeps its colour whatever
 # the number of classes.
@@ -93,17 +95,57 @@ def draw_segmentation(
         front[prediction.mask(segment).numpy()] = len(palette)
         palette.append(colors[segment["id"]])
 
-    pixels = np.asarray(image, dtype=np.float32).copy()
-    covered = front > 0
-    pixels[covered] += opacity * (np.asarray(palette, np.float32)[front[covered]] - pixels[covered])
-    # A light line between dark ones shows on any ground.
-    thickness = max(1, round(min(height, width) / 500))
-    line = _dilate(_borders(front), thickness - 1)
-    pixels[_dilate(line, thickness) & ~line] *= 0.6
-    pixels[line] = 0.15 * pixels[line] + 0.85 * 255
-    picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    picture = _paint(image, front, palette, opacity)
     entries = _legend_entries(prediction, id2label, colors)
     return add_legend(picture, entries) if legend and entries else picture
+
+
+def draw_tracks(
+    frame: ImageInput, prediction: VideoPrediction, number: int, *, opacity: float = 0.55, names: bool = True
+) -> Image.Image:
+    """A frame of a video under the masks of its tracks, of its own size; a track has one colour in all frames.
+
+    Args:
+        frame: What `predict_video` saw as frame `number`, from 0.
+        names: Write label and id of each track above its mask.
+
+    Raises:
+        ValueError: The frame and the prediction differ in size.
+    """
+    image = _to_pil(read_image(frame))
+    height, width = prediction.size
+    if image.size != (width, height):
+        raise ValueError(
+            f"Frame {number} is {image.height} x {image.width} pixels, the prediction {height} x {width}: draw it on "
+            "the video that was given to `predict_video`."
+        )
+    palette, seen = [(0, 0, 0)], Counter()
+    for track in prediction.tracks:
+        palette.append(label_color(track["label_id"], seen[track["label_id"]]))
+        seen[track["label_id"]] += 1
+    masks = {
+        index: prediction.mask(track, number).numpy()
+        for index, track in enumerate(prediction.tracks, start=1)
+        if track["segmentations"][number] is not None
+    }
+    front = np.zeros((height, width), np.int32)
+    # Small ones last, so that one in front of a larger one is not hidden under it.
+    order = sorted(masks, key=lambda index: (-int(masks[index].sum()), index))
+    for index in order:
+        front[masks[index]] = index
+    picture = _paint(image, front, palette, opacity)
+    if names:
+        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(11, round(min(picture.size) / 24)))
+        for index in order:
+            rows, columns = masks[index].nonzero()
+            text = f"{prediction.tracks[index - 1]['label']} {prediction.tracks[index - 1]['id']}"
+            left, top, right, bottom = font.getbbox(text)
+            box_width, box_height = round(right - left) + 6, round(bottom - top) + 6
+            x = min(int(columns.min()), max(0, width - box_width))
+            y = max(0, int(rows.min()) - box_height)
+            draw.rectangle((x, y, x + box_width - 1, y + box_height - 1), fill=palette[index])
+            draw.text((x + 3 - left, y + 3 - top), text, font=font, fill=_readable_on(palette[index]))
+    return picture
 
 
 def draw_sample(
@@ -245,6 +287,27 @@ def _to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         array = np.asarray(image)
         image = Image.fromarray(array if array.shape[:2] == (height, width) else np.moveaxis(array, 0, 2))
     return image.convert("RGB")
+
+
+def _paint(
+    image: Image.Image, front: np.ndarray, palette: Sequence[tuple[int, int, int]], opacity: float
+) -> Image.Image:
+    """The photo under the segment that shows at each pixel, (H, W) indices into the palette, outlined; 0 is none."""
+    pixels = np.asarray(image, dtype=np.float32).copy()
+    covered = front > 0
+    pixels[covered] += opacity * (np.asarray(palette, np.float32)[front[covered]] - pixels[covered])
+    # A light line between dark ones shows on any ground.
+    thickness = max(1, round(min(front.shape) / 500))
+    line = _dilate(_borders(front), thickness - 1)
+    pixels[_dilate(line, thickness) & ~line] *= 0.6
+    pixels[line] = 0.15 * pixels[line] + 0.85 * 255
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def _readable_on(color: tuple[int, int, int]) -> str:
+    """Black or white, whichever stands out."""
+    red, green, blue = color
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def _segment_colors(prediction: Prediction) -> dict[int, tuple[int, int, int]]:

@@ -1,0 +1,106 @@
+"""Video files and folders of frames, read and written frame by frame, so that none is in memory as a whole.
+
+A folder of frames needs Pillow alone; files such as mp4 are decoded and encoded by PyAV, which brings its own ffmpeg.
+"""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
+FRAMES_PER_SECOND = Fraction(10)
+"""Of a video that is made of a folder of frames, which does not tell its own."""
+
+
+class VideoFile:
+    """The frames of a video file, RGB, decoded anew whenever it is iterated over.
+
+    Attributes:
+        frames_per_second: as the file says.
+
+    Raises ValueError for a file that is no video, a damaged one, and where PyAV is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.frames_per_second = Fraction(stream.average_rate or FRAMES_PER_SECOND)
+            # 0 where the container does not tell.
+            self.stated_frames = int(stream.frames)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        with self._open() as container:
+            try:
+                for frame in container.decode(video=0):
+                    # What a telephone held upright writes lies on its side, with a note of how to turn it.
+                    turn = round(frame.rotation / 90) % 4
+                    image = frame.to_image()
+                    yield image.rotate(90 * turn, expand=True) if turn else image
+            except _av().FFmpegError as error:
+                raise ValueError(f"the video {str(self.path)!r} is damaged: {error}") from error
+
+    def _open(self) -> Any:
+        av = _av()
+        if not self.path.is_file():
+            raise ValueError(f"there is no file {str(self.path)!r}")
+        try:
+            container = av.open(str(self.path))
+        except av.FFmpegError as error:
+            raise ValueError(f"{str(self.path)!r} is no video, or none that ffmpeg reads: {error}") from error
+        if not container.streams.video:
+            container.close()
+            raise ValueError(f"{str(self.path)!r} has no video, only sound or text")
+        return container
+
+
+def write_video(path: str | Path, frames: Iterable[Image.Image], frames_per_second: Fraction) -> None:
+    """Writes frames of one size as a video file that browsers play (H.264); the suffix says the container.
+
+    Its colours are kept for two by two pixels, so an odd last row or column is doubled. A file that cannot be finished
+    is removed.
+    """
+    av = _av()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with av.open(str(path), "w") as container:
+            codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+            stream: Any = container.add_stream(codec, frames_per_second, options={"crf": "20"})
+            stream.pix_fmt = "yuv420p"
+            for number, image in enumerate(frames):
+                width, height = (side + side % 2 for side in image.size)
+                if number == 0:
+                    stream.width, stream.height = width, height
+                container.mux(stream.encode(av.VideoFrame.from_image(_doubled_edges(image, width, height))))
+            container.mux(stream.encode(None))
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, av.FFmpegError):
+            raise ValueError(f"the video {str(path)!r} cannot be written: {error}") from error
+        raise
+
+
+def _doubled_edges(image: Image.Image, width: int, height: int) -> Image.Image:
+    image = image.convert("RGB")
+    if image.size == (width, height):
+        return image
+    larger = Image.new("RGB", (width, height))
+    # From the largest offset on, so that what is doubled stays at the edge.
+    for left in range(width - image.width, -1, -1):
+        for top in range(height - image.height, -1, -1):
+            larger.paste(image, (left, top))
+    return larger
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(
+            'video files need PyAV: pip install "maskformer-hf[video]", or give and write folders of frames'
+        ) from error
+    return av
