@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,13 @@ RUNS = {
         "data.root={empty}",
         "data.validation=null",
     ),
+    "streamed": (
+        "batch_size=4",
+        "model.config.mask_loss=dense",
+        "data.root={streamed}",
+        "data.format=datasets_streaming",
+        "data.validation=null",
+    ),
     "empty_pixels": ("batch_size=2", "model.checkpoint={pixels}", "data.root={empty}", "data.validation=null"),
 }
 FIXED_POINTS = ("points", "mask2former", "empty_mask2former")
@@ -58,7 +66,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(folder, shapes, tiny_checkpoint) -> dict[str, Path]:
-    """A Mask2Former, a per-pixel baseline, and photos of which every second one is void everywhere."""
+    """A Mask2Former, a per-pixel baseline, photos of which every second one is void everywhere, a table of photos."""
     maskformer = MaskFormerForUniversalSegmentation.config_class.from_pretrained(tiny_checkpoint)
     mask2former = {**maskformer.to_dict(), **MASK2FORMER, "encoder_ffn_dim": 32, "decoder_layers": 2}
     names = ("backbone_config", "feature_size", "mask_feature_size", "hidden_size", "num_attention_heads", "ffn_dim")
@@ -78,7 +86,14 @@ def starts(folder, shapes, tiny_checkpoint) -> dict[str, Path]:
                 array[:] = 255
             Image.fromarray(array).save(folder / "empty" / "train" / kind / path.name)
     (folder / "empty" / "classes.txt").write_text((shapes / "classes.txt").read_text())
-    return {name: folder / name for name in ("pixels", "mask2former", "empty")}
+    pictures = {
+        name: [str(path) for path in sorted((shapes / "train" / kind).iterdir())]
+        for name, kind in (("image", "images"), ("label", "labels"))
+    }
+    table = datasets.Dataset.from_dict(pictures, features=datasets.Features(dict.fromkeys(pictures, datasets.Image())))
+    datasets.DatasetDict({"train": table}).save_to_disk(folder / "streamed")
+    (folder / "streamed" / "id2label.json").write_text('{"0": "ground", "1": "box", "2": "sky", "3": "strip"}')
+    return {name: folder / name for name in ("pixels", "mask2former", "empty", "streamed")}
 
 
 @pytest.fixture(scope="module")
