@@ -30,7 +30,8 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
         open_dataset(
             arguments.root,
             split,
-            format=arguments.format,
+            # What is measured on is read again and again: it is no stream.
+            format="datasets" if is_validation and arguments.format == "datasets_streaming" else arguments.format,
             task=arguments.task,
             class_groups=arguments.class_groups,
             void_classes=arguments.void_classes,
@@ -39,7 +40,7 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
         )
         if split is not None
         else None
-        for split in (arguments.train, arguments.validation)
+        for is_validation, split in enumerate((arguments.train, arguments.validation))
     )
     assert training is not None, "read_recipe lets no recipe pass without it"
     if validation is not None:
@@ -167,7 +168,7 @@ def training_record(
     *,
     step: int,
     evaluation: dict[str, Any] | None,
-    training_images: int,
+    training_images: int | None,
     validation_images: int = 0,
     seconds: float | None = None,
     machine: str | None = None,
@@ -178,6 +179,7 @@ def training_record(
 
     Args:
         step: The optimizer step that the weights are from.
+        training_images: None for a stream, which has no number.
         evaluation: What `evaluate` says of these very weights.
         seconds: Time of the whole run so far.
         command: This process's command line if None.
