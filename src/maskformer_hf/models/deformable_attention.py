@@ -134,11 +134,11 @@ def _neighbors(
     weights fade to 0 within one cell."""
     left = position.floor().clamp(min=0).minimum(last_X)
     offset = position - left
-    # leaky_relu of slope -1 is the absolute value, but at 0, where all points start out on their own map, its
-    # derivative is that from the right, as grid_sample's, and not 0.
+    # On a cell, where all points of a new model are, derivatives are those from the right, as grid_sample's, and not 0
+    # or halves: leaky_relu of slope -1 is the absolute value with such a derivative, and `where` is no clamp.
     weight_left = (1 - F.leaky_relu(-offset, -1.0)).clamp(min=0)
-    weight_right = (1 - F.leaky_relu(neighbors_X - offset, -1.0)).clamp(min=0)
-    return left, weight_left, weight_right
+    weight_right = 1 - F.leaky_relu(neighbors_X - offset, -1.0)
+    return left, weight_left, torch.where(weight_right >= 0, weight_right, 0.0)
 
 
 def sample_grids(
