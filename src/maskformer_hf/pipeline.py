@@ -26,7 +26,8 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
 
     Takes what the stock pipeline takes, at construction or at a call, and `label_ids_to_fuse`. What is not given comes
     from the model's configuration: `subtask` is its `task`. With `batch_size`, photos that are padded to the same size
-    run together, and the answers are those of one photo at a time.
+    run together, and the answers are those of one photo at a time. Photos are not cut into tiles, even if the
+    checkpoint's image processor asks for it; `predict` does that.
     """
 
     # The pipeline that was registered before ours: a class, or its dotted name.
