@@ -7,6 +7,7 @@ from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegm
 
 from maskformer_hf import MaskFormerConfig as OurConfig
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerModel
+from maskformer_hf.presets import MASK2FORMER
 
 SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
 
@@ -96,6 +97,77 @@ def test_every_weight_outside_the_backbone(model):
         * (7 + 2 * 2 + 2 * 3 + 2 + 1),  # GroupNorms, encoder layers, decoder layers, ends of encoders, decoder
         "zeros": 6 * 4 + 3,
         "feed-forward": 4 * 2,
+    }
+
+
+def test_every_weight_of_mask2former():
+    """As its code says, by the last parts of each name; the offsets are in test_deformable_attention.py."""
+    torch.manual_seed(0)
+    fields = {**MASK2FORMER, "encoder_layers": 1, "decoder_layers": 3, "hidden_size": 128, "num_labels": 150}
+    model = MaskFormerForUniversalSegmentation(
+        OurConfig(backbone_config={"model_type": "resnet", **SMALL_RESNET}, **fields)
+    )
+    kinds = (
+        "packed",
+        "xavier",
+        "queries",
+        "pyramid",
+        "projections",
+        "heads",
+        "norms",
+        "zeros",
+        "feed-forward",
+        "offsets",
+    )
+    seen = dict.fromkeys(kinds, 0)
+    modules = dict(model.named_modules())
+    for name, tensor in model.named_parameters():
+        if ".backbone." in name:
+            continue
+        path, kind = name.rsplit(".", 1)
+        module, last = modules[path], path.rsplit(".", 1)[-1]
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            assert torch.equal(tensor, torch.full_like(tensor, float(kind == "weight"))), name
+            seen["norms"] += 1
+        elif kind == "level_embedding" or isinstance(module, nn.Embedding):
+            assert tensor.std().item() == pytest.approx(1, rel=0.15)
+            seen["queries"] += 1
+        elif last in ("sampling_offsets", "attention_weights"):
+            assert kind == "bias" or torch.count_nonzero(tensor) == 0
+            seen["offsets"] += 1
+        elif isinstance(module, nn.Conv2d) and kind == "weight" and ".pixel_decoder.input_projections." in name:
+            assert_uniform(tensor, xavier_bound(module.in_channels, module.out_channels))
+            seen["projections"] += 1
+        elif isinstance(module, nn.Conv2d) and kind == "weight":
+            assert_uniform(tensor, (3 / fan_in(tensor)) ** 0.5)
+            seen["pyramid"] += 1
+        elif last in ("q_proj", "k_proj", "v_proj") and kind == "weight" and ".transformer_decoder." in name:
+            assert_uniform(tensor, xavier_bound(128, 3 * 128))
+            seen["packed"] += 1
+        elif last in ("in_proj", "v_proj", "o_proj", "fc1", "fc2") and kind == "weight":
+            assert_uniform(tensor, xavier_bound(*tensor.shape))
+            seen["packed" if last == "in_proj" else "xavier"] += 1
+        elif isinstance(module, nn.Conv2d) or last.endswith("_proj"):
+            assert torch.count_nonzero(tensor) == 0, name
+            seen["zeros"] += 1
+        elif last in ("fc1", "fc2"):
+            assert_uniform(tensor, fan_in(module.weight) ** -0.5)
+            seen["feed-forward"] += 1
+        else:
+            assert "mask_embedder" in name or name.startswith("head."), name
+            assert_uniform(tensor, fan_in(module.weight) ** -0.5)  # PyTorch's default
+            seen["heads"] += 1
+    assert seen == {
+        "packed": 3 * (1 + 3),
+        "xavier": 2 + 2 + 3 * (1 + 1 + 2),
+        "queries": 4,  # levels in both decoders, query features and positions
+        "pyramid": 1 + 1 + 1 + 3,  # lateral, output, mask projection; into the decoder
+        "projections": 3,
+        "heads": 2 + 3 * 2,
+        "norms": 2 * (3 + 2 + 2 + 3 * 3 + 1),
+        "zeros": 3 + 1 + 3 + 2 + 3 * (2 + 4),
+        "feed-forward": 2 + 3 * 2,
+        "offsets": 4,
     }
 
 
