@@ -556,8 +556,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file of the original MaskFormer (.pkl, .pth, .safetensors), or a checkpoint: a bundled name, a "
-            "folder, or a name on the Hugging Face Hub."
+            help="A file of the original MaskFormer or Mask2Former (.pkl, .pth, .safetensors), or a checkpoint: a "
+            "bundled name, a folder, or a name on the Hugging Face Hub."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
@@ -574,7 +574,7 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Convert a checkpoint: the original's files to folders of this package, and these to transformers' MaskFormer."""
+    """Convert a checkpoint: the original's files to folders of this package, and these to transformers' own."""
     with _one_line_errors():
         from .conversion.folder import check_output, whole_folder
 

@@ -149,7 +149,7 @@ def load(
 
     Args:
         name_or_path: A bundled checkpoint (see `bundled_checkpoints`), a folder, or a Hub name; checkpoints of
-            transformers' MaskFormer are read too.
+            transformers' MaskFormer and Mask2Former are read too.
         device: CUDA where there is one, else the CPU, if None.
         dtype: float32 if None, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
 
