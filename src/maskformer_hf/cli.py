@@ -740,12 +740,12 @@ def _segment_videos(
     from .inference import load
     from .video import predict_video
 
-    # Of videos, as `_segments_videos` said.
-    parts: Any = load(checkpoint, device, dtype)
+    loaded: Any = load(checkpoint, device, dtype)
+    model, processor = loaded
     options: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     records = []
     for path, target in zip(paths, targets, strict=True):
-        prediction = predict_video(*parts, path, progress=True, **options)
+        prediction = predict_video(model, processor, path, progress=True, **options)
         record = _video_record(path, target, prediction)
         records.append(record)
         if target is not None:

@@ -4,7 +4,7 @@ Shapes: D detections, G reference objects, both of one image and class; A size r
 pixels. Masks are compared as pycocotools' run lengths ("RLE"), and dropped with their image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,12 +66,36 @@ class MaskAP:
         """
         image_id = self._next_id if image_id is None else image_id
         self._next_id = image_id + 1
-        scores, labels = _numbers(prediction["scores"], float), _numbers(prediction["labels"], np.int64)
-        true_labels = _numbers(reference["labels"], np.int64)
+        scores, labels = as_numbers(prediction["scores"], float), as_numbers(prediction["labels"], np.int64)
+        true_labels = as_numbers(reference["labels"], np.int64)
         rles, true_rles = as_rles(prediction["masks"]), as_rles(reference["masks"])
-        is_crowd = _numbers(reference.get("is_crowd", np.zeros(len(true_labels))), bool)
-        self._check(rles, scores, labels, true_rles, true_labels)
-        areas, true_areas = _areas(rles), _numbers(reference.get("areas", _areas(true_rles)), float)
+        is_crowd = as_numbers(reference.get("is_crowd", np.zeros(len(true_labels))), bool)
+        self._check(len(rles), scores, labels, len(true_rles), true_labels)
+        sizes = {tuple(rle["size"]) for rle in (*rles, *true_rles)}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"masks of one image have the sizes {sorted(sizes)}; pass the references' sizes as target_sizes when "
+                "post-processing"
+            )
+        areas, true_areas = _areas(rles), as_numbers(reference.get("areas", _areas(true_rles)), float)
+
+        def overlaps(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+            return self._iou([rles[i] for i in found], [true_rles[i] for i in true], is_crowd[true])
+
+        self._count(image_id, scores, labels, areas, true_labels, true_areas, is_crowd, overlaps)
+
+    def _count(
+        self,
+        image_id: int,
+        scores: np.ndarray,
+        labels: np.ndarray,
+        areas: np.ndarray,
+        true_labels: np.ndarray,
+        true_areas: np.ndarray,
+        is_crowd: np.ndarray,
+        overlaps: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> None:
+        """Counts D detections and G objects; `overlaps` gives the IoU matrix of some of the former and the latter."""
         low, high = np.array(list(SIZE_RANGES.values())).T[:, :, None]
         true_outside = (true_areas < low) | (true_areas > high)  # (A, G)
         outside = (areas < low) | (areas > high)  # (A, D)
@@ -83,7 +107,7 @@ class MaskAP:
             true = np.flatnonzero(true_labels == label)
             iou_DG = np.zeros((len(found), 0))
             if len(true):
-                iou_DG = self._iou([rles[i] for i in found], [true_rles[i] for i in true], is_crowd[true])
+                iou_DG = overlaps(found, true)
             matched, ignored = _match(iou_DG, true_outside[:, true] | is_crowd[true], is_crowd[true])
             ignored |= ~matched & outside[:, found].T[:, :, None]
             parts.append(
@@ -101,24 +125,18 @@ class MaskAP:
             )
 
     def _check(
-        self, rles: list[Any], scores: np.ndarray, labels: np.ndarray, true_rles: list[Any], true_labels: np.ndarray
+        self, num_found: int, scores: np.ndarray, labels: np.ndarray, num_true: int, true_labels: np.ndarray
     ) -> None:
-        if not len(rles) == len(scores) == len(labels) or len(true_rles) != len(true_labels):
+        if not num_found == len(scores) == len(labels) or num_true != len(true_labels):
             raise ValueError(
-                f"there are {len(rles)} predicted masks, {len(scores)} scores and {len(labels)} labels, and "
-                f"{len(true_rles)} reference masks and {len(true_labels)} labels; give one of each for an object"
+                f"there are {num_found} predicted masks, {len(scores)} scores and {len(labels)} labels, and "
+                f"{num_true} reference masks and {len(true_labels)} labels; give one of each for an object"
             )
         if np.isnan(scores).any():
             raise ValueError("a score is NaN; check the weights")
         for whose, values in (("predicted", labels), ("reference", true_labels)):
             if len(values) and (values.min() < 0 or values.max() >= self.num_labels):
                 raise ValueError(f"{whose} labels are {np.unique(values).tolist()}; num_labels is {self.num_labels}")
-        sizes = {tuple(rle["size"]) for rle in (*rles, *true_rles)}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"masks of one image have the sizes {sorted(sizes)}; pass the references' sizes as target_sizes when "
-                "post-processing"
-            )
 
     def _iou(self, rles: list[Any], true_rles: list[Any], is_crowd: np.ndarray) -> np.ndarray:
         """(D, G); for a crowd the share of the detection that lies in it."""
@@ -311,7 +329,7 @@ def _run_lengths(edges: np.ndarray, num_pixels: int) -> list[int]:
     return np.diff(np.concatenate(([0], edges, tail)).astype(np.int64)).tolist()
 
 
-def _numbers(values: Any, kind: Any) -> np.ndarray:
+def as_numbers(values: Any, kind: Any) -> np.ndarray:
     """A vector of any origin and device."""
     if isinstance(values, torch.Tensor):
         values = values.numpy(force=True)
