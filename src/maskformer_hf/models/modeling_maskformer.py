@@ -412,7 +412,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             class_queries_logits=class_logits[-1],
-            masks_queries_logits=mask_logits[-1],
+            # A copy, lest the masks of all layers live as long as the result does.
+            masks_queries_logits=mask_logits[-1].clone() if every_layer else mask_logits[-1],
             image_sizes=image_sizes_of(pixel_values, pixel_mask),
             padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
             auxiliary_logits=auxiliary_logits,
