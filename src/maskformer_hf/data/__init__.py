@@ -2,7 +2,7 @@
 
 from .augment import augmentation
 from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
-from .collate import Batch, Collator
+from .collate import Batch, ClipCollator, Collator
 from .from_datasets import from_datasets
 from .instance_folder import InstanceFolder
 from .iterable_stream import FirstRows, is_streamed, streamed_loader
@@ -20,15 +20,21 @@ from .sample import (
 )
 from .semantic_folder import SemanticFolder
 from .stream import SampleStream
+from .video import Clips, ClipSample, ClipTransform, DavisFolder, VideoDataset, VideoFrames, YoutubeVis, open_videos
 
 __all__ = [
     "FORMATS",
     "VOID",
     "Batch",
+    "ClipCollator",
+    "ClipSample",
+    "ClipTransform",
+    "Clips",
     "CocoInstances",
     "CocoInstancesAndStuff",
     "CocoPanoptic",
     "Collator",
+    "DavisFolder",
     "FirstRows",
     "InstanceFolder",
     "Problem",
@@ -37,12 +43,16 @@ __all__ = [
     "SegmentationDataset",
     "SemanticFolder",
     "Task",
+    "VideoDataset",
+    "VideoFrames",
+    "YoutubeVis",
     "augmentation",
     "binary_masks",
     "class_map",
     "from_datasets",
     "is_streamed",
     "open_dataset",
+    "open_videos",
     "planes_from_masks",
     "streamed_loader",
     "void_mask",

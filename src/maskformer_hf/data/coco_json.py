@@ -28,7 +28,7 @@ def parse_instances(path: Path) -> Parsed:
     import pyarrow
 
     content = read_json(path, ("images", "annotations", "categories"))
-    categories = _read_categories(content, path)
+    categories = read_categories(content, path)
     label_of_id = {category_id: label for label, ids in enumerate(categories.ids) for category_id in ids}
     images = _read_images(content, path)
     problems = ProblemCounter()
@@ -46,13 +46,13 @@ def parse_instances(path: Path) -> Parsed:
     for number, annotation in enumerate(progress):
         annotation_id = annotation.get("id", f"number {number}")
         where = f"annotation {annotation_id} of {path}"
-        image_id = _field(annotation, "image_id", where)
+        image_id = required_field(annotation, "image_id", where)
         if image_id not in images:
             problems.add("annotation of an image that the json does not list", f"{where}: image {image_id}")
             continue
         image = images[image_id]
         where = f"{where} ({image['file_name']})"
-        category_id = _field(annotation, "category_id", where)
+        category_id = required_field(annotation, "category_id", where)
         if category_id not in label_of_id:
             raise ValueError(f"{where} has category_id {category_id}, which the json's categories do not list")
         counts = run_lengths_of(annotation.get("segmentation"), (image["height"], image["width"]), where, problems)
@@ -75,14 +75,14 @@ def parse_instances(path: Path) -> Parsed:
             "counts": pyarrow.list_(pyarrow.binary()),
         }
     )
-    return schema, rows.values(), _facts(categories, problems)
+    return schema, rows.values(), facts_of(categories, problems)
 
 
 def parse_panoptic(path: Path) -> Parsed:
     import pyarrow
 
     content = read_json(path, ("images", "annotations", "categories"))
-    categories = _read_categories(content, path)
+    categories = read_categories(content, path)
     unclear = [name for name, thing in zip(categories.names, categories.is_thing, strict=True) if thing is None]
     if unclear:
         raise ValueError(f"categories {unclear} of {path} have no isthing; write 1 for things, 0 for stuff")
@@ -91,7 +91,7 @@ def parse_panoptic(path: Path) -> Parsed:
     problems = ProblemCounter()
     rows: dict[Any, dict[str, Any]] = {}
     for annotation in content["annotations"]:
-        image_id = _field(annotation, "image_id", f"an annotation of {path}")
+        image_id = required_field(annotation, "image_id", f"an annotation of {path}")
         where = f"the annotation of image {image_id} in {path}"
         if image_id not in images:
             problems.add("annotation of an image that the json does not list", where)
@@ -99,15 +99,15 @@ def parse_panoptic(path: Path) -> Parsed:
         if image_id in rows:
             raise ValueError(f"{path} has two annotations of image {image_id}")
         image = images[image_id]
-        segments = _field(annotation, "segments_info", where)
+        segments = required_field(annotation, "segments_info", where)
         for segment in segments:
-            category_id = _field(segment, "category_id", where)
+            category_id = required_field(segment, "category_id", where)
             if category_id not in label_of_id:
                 raise ValueError(
                     f"segment {segment.get('id')} of {where} ({image['file_name']}) has category_id {category_id}, "
                     "which the json's categories do not list"
                 )
-        ids = [_field(segment, "id", where) for segment in segments]
+        ids = [required_field(segment, "id", where) for segment in segments]
         if len(set(ids)) < len(ids):
             raise ValueError(f"{where} ({image['file_name']}) lists a segment twice")
         if ids and not 0 <= min(ids) <= max(ids) < 2**24:
@@ -118,7 +118,7 @@ def parse_panoptic(path: Path) -> Parsed:
             "file_name": image["file_name"],
             "height": image["height"],
             "width": image["width"],
-            "png": _field(annotation, "file_name", where),
+            "png": required_field(annotation, "file_name", where),
             "segment_id": ids,
             "label": [label_of_id[segment["category_id"]] for segment in segments],
             "is_crowd": [bool(segment.get("iscrowd", 0)) for segment in segments],
@@ -139,7 +139,7 @@ def parse_panoptic(path: Path) -> Parsed:
             "is_crowd": pyarrow.list_(pyarrow.bool_()),
         }
     )
-    return schema, rows.values(), _facts(categories, problems)
+    return schema, rows.values(), facts_of(categories, problems)
 
 
 class _Categories(NamedTuple):
@@ -149,11 +149,13 @@ class _Categories(NamedTuple):
     supercategories: dict[str, str]
 
 
-def _read_categories(content: dict[str, Any], path: Path) -> _Categories:
+def read_categories(content: dict[str, Any], path: Path) -> _Categories:
     """Classes in the order of their ids. Categories of one name are one class: exporters write such doubles."""
     categories = _Categories([], [], [], {})
-    for category in sorted(content["categories"], key=lambda category: _field(category, "id", f"a category of {path}")):
-        name = str(_field(category, "name", f"category {category['id']} of {path}"))
+    for category in sorted(
+        content["categories"], key=lambda category: required_field(category, "id", f"a category of {path}")
+    ):
+        name = str(required_field(category, "name", f"category {category['id']} of {path}"))
         thing = bool(category["isthing"]) if "isthing" in category else None
         if any(category["id"] in ids for ids in categories.ids):
             raise ValueError(f"{path} has two categories of id {category['id']}")
@@ -177,24 +179,24 @@ def _read_images(content: dict[str, Any], path: Path) -> dict[Any, dict[str, Any
     """Image id -> what the json says of it."""
     images: dict[Any, dict[str, Any]] = {}
     for image in content["images"]:
-        image_id = _field(image, "id", f"an image of {path}")
+        image_id = required_field(image, "id", f"an image of {path}")
         if image_id in images:
             raise ValueError(f"{path} has two images of id {image_id}")
         for key in ("file_name", "height", "width"):
-            _field(image, key, f"image {image_id} of {path}")
+            required_field(image, key, f"image {image_id} of {path}")
         images[image_id] = image
     if not images:
         raise ValueError(f"{path} lists no images")
     return images
 
 
-def _field(record: dict[str, Any], key: str, where: str) -> Any:
+def required_field(record: dict[str, Any], key: str, where: str) -> Any:
     if key not in record:
         raise ValueError(f"{where} has no {key}; it has {sorted(record)}")
     return record[key]
 
 
-def _facts(categories: _Categories, problems: ProblemCounter) -> dict[str, Any]:
+def facts_of(categories: _Categories, problems: ProblemCounter) -> dict[str, Any]:
     return {
         "names": categories.names,
         "category_ids": categories.ids,
