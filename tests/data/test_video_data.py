@@ -175,6 +175,11 @@ def test_opening_finds_out_the_format(videos, davis, tmp_path):
         open_videos(tmp_path, "nothing")
     with pytest.raises(ValueError, match="no videos for split 'davis'"):
         open_videos(tmp_path, "davis", "youtube_vis")
+    # Where there are both, the json says more, unless the folders are asked for.
+    (tmp_path / "Annotations").mkdir()
+    assert isinstance(open_videos(tmp_path, "."), YoutubeVis)
+    (tmp_path / "davis" / "instances.json").write_text((tmp_path / "instances.json").read_text())
+    assert isinstance(open_videos(tmp_path, "davis", "davis"), DavisFolder)
 
 
 def test_single_frames_are_images(videos):

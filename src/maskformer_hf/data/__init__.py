@@ -20,7 +20,17 @@ from .sample import (
 )
 from .semantic_folder import SemanticFolder
 from .stream import SampleStream
-from .video import Clips, ClipSample, ClipTransform, DavisFolder, VideoDataset, VideoFrames, YoutubeVis, open_videos
+from .video import (
+    Clips,
+    ClipSample,
+    ClipTransform,
+    DavisFolder,
+    VideoDataset,
+    VideoFrames,
+    YoutubeVis,
+    has_videos,
+    open_videos,
+)
 
 __all__ = [
     "FORMATS",
@@ -50,6 +60,7 @@ __all__ = [
     "binary_masks",
     "class_map",
     "from_datasets",
+    "has_videos",
     "is_streamed",
     "open_dataset",
     "open_videos",

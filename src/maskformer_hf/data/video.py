@@ -441,7 +441,11 @@ def video_json(root: Path, split: str) -> Path | None:
     return next((path for path in _json_places(root, split) if path.is_file() and json_kind(path) == "video"), None)
 
 
+def has_videos(root: Path, split: str) -> bool:
+    """Whether `open_videos` finds any."""
+    return video_json(root, split) is not None or is_davis(root, split)
+
+
 def is_davis(root: Path, split: str) -> bool:
-    """Whether a split has DAVIS's folders, and no json, which would say more."""
-    has_folders = all((root / split / name).is_dir() for name in ("JPEGImages", "Annotations"))
-    return has_folders and video_json(root, split) is None
+    """Whether a split has DAVIS's folders."""
+    return all((root / split / name).is_dir() for name in ("JPEGImages", "Annotations"))

@@ -10,11 +10,22 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from ..data import VOID, Sample, SegmentationDataset, Task, class_map, open_dataset
+from ..data import (
+    VOID,
+    Sample,
+    SegmentationDataset,
+    Task,
+    VideoFrames,
+    class_map,
+    has_videos,
+    open_dataset,
+    open_videos,
+)
 from ..data.views import as_task
 from ..inference import Model, Prediction, check_task, checkpoint_path, forward_batch, load, predict
 from ..metrics import BoundaryAP, BoundaryIoU, MaskAP, MeanIoU, PanopticQuality
 from ..metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
+from .video_evaluation import evaluate_videos
 
 # The figure that tells which of two models is the better one.
 SCORE_NAMES: dict[Task, str] = {"semantic": "mean_iou", "instance": "ap", "panoptic": "pq"}
@@ -150,6 +161,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a bundled name, a local folder or a Hub name on a data set of any format that `open_dataset` reads.
 
+    Videos, which `open_videos` reads, are measured by `evaluate_videos`, whatever the model.
+
     Args:
         data: A folder, a COCO json, or with format "datasets" a name on the Hub.
         dtype: Of the weights and the forward, e.g. "bfloat16"; None keeps float32.
@@ -164,7 +177,22 @@ def evaluate_checkpoint(
     """
     checkpoint_path(checkpoint)
     root, part = find_data(Path(data), split, format)
+    is_video = format in ("youtube_vis", "davis") or (format == "auto" and has_videos(root, part))
+    if is_video and (worst or boundary or class_groups or task not in (None, "instance")):
+        raise ValueError(f"{data} holds videos, which are measured without task, class_groups, boundary and worst")
     model, processor = load(checkpoint, device, dtype)
+    if model.config.model_type == "maskformer_hf_video" and not is_video:
+        raise ValueError(f"checkpoint {checkpoint} segments videos, and {data} holds none")
+    if is_video:
+        videos = open_videos(root, part, format)
+        class_ids = match_classes(model.config, VideoFrames(videos), f"checkpoint {checkpoint}", f"data {data}")
+        result: dict[str, Any] = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
+        result |= evaluate_videos(
+            model, processor, videos, class_ids, threshold=threshold or 0.0, max_detections=max_detections
+        )
+        if json_path is not None:
+            write_json(Path(json_path), result)
+        return result
     dataset = open_dataset(root, part, format=format, class_groups=class_groups)
     trained = _trained_classes(checkpoint)
     known, labels = set(dataset.id2label.values()), set((model.config.id2label or {}).values())
@@ -173,7 +201,7 @@ def evaluate_checkpoint(
         dataset = open_dataset(root, part, format=format, class_groups=trained.get("class_groups"), void_classes=void)
     task = _choose_task(task, model, dataset)
     match_classes(model.config, as_task(dataset, task), f"checkpoint {checkpoint}", f"data {data}")
-    result: dict[str, Any] = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
+    result = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
     result |= evaluate(
         model,
         processor,
@@ -372,7 +400,7 @@ def _gather(rows: list[Any]) -> list[Any]:
 
 
 # Columns of the table: heading, key in `per_class`, whether it is a share.
-_COLUMNS: dict[Task, list[tuple[str, str, bool]]] = {
+_COLUMNS: dict[str, list[tuple[str, str, bool]]] = {
     "semantic": [("IoU", "iou", True), ("boundary IoU", "boundary_iou", True), ("accuracy", "accuracy", True)],
     "instance": [
         ("AP", "ap", True),
@@ -381,6 +409,7 @@ _COLUMNS: dict[Task, list[tuple[str, str, bool]]] = {
         ("AR", "ar", True),
         ("objects", "objects", False),
     ],
+    "video": [("AP", "ap", True), ("AP50", "ap50", True), ("AR", "ar", True), ("objects", "objects", False)],
     "panoptic": [
         ("PQ", "pq", True),
         ("SQ", "sq", True),
@@ -419,6 +448,13 @@ def _summary(result: dict[str, Any]) -> list[str]:
     def percent(*names: str) -> list[str]:
         return [f"{100 * result[name]:.1f}" if result[name] == result[name] else "-" for name in names]
 
+    if result["task"] == "video":
+        figures = zip(("AP", "AP50", "AP75", "AR at 10"), percent("ap", "ap50", "ap75", "ar_10"), strict=True)
+        return [
+            f"video {', '.join(f'{name} {cell}' for name, cell in figures)}, J {percent('j')[0]}, flicker "
+            f"{percent('flicker')[0]} ({result['method']}: {result['videos']} videos, {result['frames']} frames, "
+            f"{result['frames_per_second']:.1f} a second)"
+        ]
     speed = f"({result['images']} images, {result['images_per_second']:.1f} a second)"
     if result["task"] == "semantic":
         boundary = f", boundary IoU {result['boundary_iou']:.4f}" if "boundary_iou" in result else ""
