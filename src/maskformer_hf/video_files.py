@@ -6,9 +6,10 @@ A folder of frames needs Pillow alone; files such as mp4 are decoded and encoded
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:  # the command line reads this file before it knows that it needs more
+    from PIL import Image
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 FRAMES_PER_SECOND = Fraction(10)
@@ -32,7 +33,7 @@ class VideoFile:
             # 0 where the container does not tell.
             self.stated_frames = int(stream.frames)
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def __iter__(self) -> "Iterator[Image.Image]":
         with self._open() as container:
             try:
                 for frame in container.decode(video=0):
@@ -57,7 +58,7 @@ class VideoFile:
         return container
 
 
-def write_video(path: str | Path, frames: Iterable[Image.Image], frames_per_second: Fraction) -> None:
+def write_video(path: str | Path, frames: "Iterable[Image.Image]", frames_per_second: Fraction) -> None:
     """Writes frames of one size as a video file that browsers play (H.264); the suffix says the container.
 
     Its colours are kept for two by two pixels, so an odd last row or column is doubled. A file that cannot be finished
@@ -84,10 +85,12 @@ def write_video(path: str | Path, frames: Iterable[Image.Image], frames_per_seco
         raise
 
 
-def _doubled_edges(image: Image.Image, width: int, height: int) -> Image.Image:
+def _doubled_edges(image: "Image.Image", width: int, height: int) -> "Image.Image":
     image = image.convert("RGB")
     if image.size == (width, height):
         return image
+    from PIL import Image
+
     larger = Image.new("RGB", (width, height))
     # From the largest offset on, so that what is doubled stays at the edge.
     for left in range(width - image.width, -1, -1):

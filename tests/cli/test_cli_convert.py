@@ -196,8 +196,11 @@ REFUSALS = {
     "truncated pickle": (["truncated.pkl"], "truncated.pkl is no pickle of numpy arrays by name"),
     "truncated safetensors": (["truncated.safetensors"], "truncated.safetensors is no complete safetensors file"),
     "text": (["text.pkl"], "text.pkl is no pickle of numpy arrays by name"),
-    "a backbone": (["backbone.safetensors"], "no checkpoint of a MaskFormer in Detectron2: it has no `sem_seg_head`"),
-    "Mask2Former": (["mask2former.safetensors"], "This is a checkpoint of Mask2Former, which cannot be converted"),
+    "a backbone": (["backbone.safetensors"], "no checkpoint of a MaskFormer or Mask2Former in Detectron2: it has no"),
+    "half a Mask2Former": (
+        ["mask2former.safetensors"],
+        "transformer.level_embed, which every such model has",
+    ),
     "weights of ours": (["{tiny}/model.safetensors"], "give the folder that they and their config.json lie in"),
     "not finite": (["nan.safetensors"], "the tensor sem_seg_head.predictor.query_embed.weight is not finite"),
     "another preset": (

@@ -110,10 +110,7 @@ def test_objects_and_segments_have_their_own_figures(folder):
     assert "On 66 images of cells, `val`, each at its own size. The 400 best objects of an image count." in card.text
     assert "| mask AP | 45.7 |" in card.text
     assert "large objects" not in card.text
-    assert (
-        "| class | AP | AP50 | average recall |\n|---|---|---|---|\n| cell | 45.7% | 70.0% | 50.0% |"
-        in card.text
-    )
+    assert "| class | AP | AP50 | average recall |\n|---|---|---|---|\n| cell | 45.7% | 70.0% | 50.0% |" in card.text
     assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [
         ("mask_ap", 0.4567),
         ("mask_ap50", 0.7),

@@ -377,7 +377,7 @@ def test_more_labels_than_bytes():
 
 def test_the_table_of_models_is_complete():
     for model_type, model_class in MODEL_CLASSES.items():
-        assert model_type in (model_class.config_class.model_type, "maskformer")
+        assert model_type in (model_class.config_class.model_type, "maskformer", "mask2former")
 
 
 # --- post-processing
