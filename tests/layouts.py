@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 HEIGHT, WIDTH = 64, 96
 # Rows, columns: a square object, and ground below.
@@ -156,6 +157,26 @@ def labelme(root: Path) -> None:
             (root / split / f"{name}.json").write_text(json.dumps({"shapes": shapes, **content}))
 
 
+def youtube_vis(root: Path) -> None:
+    for split, names in NAMES.items():
+        for name in names:
+            _photo(root / split / "JPEGImages" / "clip" / f"{name}.jpg")
+        mask = coco_mask.encode(np.asfortranarray(_map("uint8", 1, 0, 0)))
+        counts = {"size": mask["size"], "counts": mask["counts"].decode()}
+        files = [f"clip/{name}.jpg" for name in names]
+        content = {
+            "videos": [{"id": 4, "file_names": files, "height": HEIGHT, "width": WIDTH}],
+            "annotations": [{"id": 2, "video_id": 4, "category_id": 3, "segmentations": [counts] * len(names)}],
+            "categories": [{"id": 3, "name": "car"}],
+        }
+        (root / split / "instances.json").write_text(json.dumps(content))
+
+
+def davis(root: Path) -> None:
+    _photos(root, "{split}/JPEGImages/clip")
+    _maps(root, "{split}/Annotations/clip", _map("uint8", 1, 0, 0))
+
+
 def saved_dataset(root: Path) -> None:
     parts = {}
     for split, names in NAMES.items():
@@ -182,6 +203,8 @@ LAYOUTS = {
     "mapillary": mapillary,
     "yolo": yolo,
     "labelme": labelme,
+    "youtube_vis": youtube_vis,
+    "davis": davis,
     "datasets": saved_dataset,
 }
 """By the name of the format."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .inference import ImageInput, image_size, read_image
+from .inference import ImageInput, Prediction, image_size, read_image
 from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.modeling_video import MaskFormerHfForVideoSegmentation
 from .models.post_processing import best_tracks, image_geometries, tube_masks
@@ -56,6 +56,34 @@ class VideoPrediction:
         if run_lengths is None:
             return torch.zeros(self.size, dtype=torch.bool)
         return torch.from_numpy(np.asarray(coco_mask.decode(run_lengths), dtype=bool))
+
+    def frame(self, number: int) -> Prediction:
+        """What one frame shows, as `predict` gives the instances of a photo; the scores are those of the tracks."""
+        tracks = [track for track in self.tracks if track["segmentations"][number] is not None]
+        tracks.sort(key=lambda track: -track["score"])
+        masks = [self.mask(track, number) for track in tracks]
+        segments = [
+            {
+                "id": index,
+                "label_id": track["label_id"],
+                "label": track["label"],
+                "score": track["score"],
+                "area": int(mask.sum()),
+                "box": _box(track["segmentations"][number]),
+                "track": track["id"],
+            }
+            for index, (track, mask) in enumerate(zip(tracks, masks, strict=True), start=1)
+        ]
+        empty = torch.zeros((0, *self.size), dtype=torch.bool)
+        return Prediction("instance", self.size, segments, masks=torch.stack(masks) if masks else empty)
+
+
+def _box(run_lengths: RunLengths) -> list[float]:
+    """(left, top, right, bottom), of right and bottom the pixel behind the last."""
+    from pycocotools import mask as coco_mask
+
+    left, top, width, height = coco_mask.toBbox(run_lengths).tolist()
+    return [left, top, left + width, top + height]
 
 
 class _Frame(NamedTuple):

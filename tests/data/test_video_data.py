@@ -20,8 +20,10 @@ from maskformer_hf.data import (
     YoutubeVis,
     augmentation,
     binary_masks,
-    open_videos,
+    open_dataset,
+    videos_in,
 )
+from maskformer_hf.data.open import find_format
 
 SIZE = (40, 60)
 LENGTHS = (5, 50, 1)
@@ -168,18 +170,32 @@ def test_folders_of_davis(davis):
 
 
 def test_opening_finds_out_the_format(videos, davis, tmp_path):
-    assert isinstance(open_videos(tmp_path, "."), YoutubeVis)
-    assert isinstance(open_videos(tmp_path, "instances.json"), YoutubeVis)
-    assert isinstance(open_videos(tmp_path, "davis"), DavisFolder)
-    with pytest.raises(ValueError, match="no videos for split 'nothing'"):
-        open_videos(tmp_path, "nothing")
-    with pytest.raises(ValueError, match="no videos for split 'davis'"):
-        open_videos(tmp_path, "davis", "youtube_vis")
+    def opened(split, format="auto"):
+        return videos_in(open_dataset(tmp_path, split, format=format))
+
+    assert isinstance(opened("."), YoutubeVis)
+    assert isinstance(opened("instances.json"), YoutubeVis)
+    assert isinstance(opened("davis"), DavisFolder)
+    with pytest.raises(ValueError, match="fits no format"):
+        opened("nothing")
+    with pytest.raises(ValueError, match="no COCO video json for split 'davis'"):
+        opened("davis", "youtube_vis")
     # Where there are both, the json says more, unless the folders are asked for.
     (tmp_path / "Annotations").mkdir()
-    assert isinstance(open_videos(tmp_path, "."), YoutubeVis)
+    assert isinstance(opened("."), YoutubeVis)
     (tmp_path / "davis" / "instances.json").write_text((tmp_path / "instances.json").read_text())
-    assert isinstance(open_videos(tmp_path, "davis", "davis"), DavisFolder)
+    assert find_format(tmp_path, "davis") == "youtube_vis"
+    assert isinstance(opened("davis", "davis"), DavisFolder)
+
+
+def test_only_frames_as_they_are_have_videos(videos, tmp_path):
+    frames = open_dataset(tmp_path, ".", cache=True)
+    assert len(videos_in(frames)) == len(videos)
+    assert frames[0] is frames[0]
+    assert videos_in(open_dataset(tmp_path, ".", task="semantic")) is None
+    names = list(videos.id2label.values())
+    assert videos_in(open_dataset(tmp_path, ".", class_groups={"all": names})) is None
+    assert videos_in(open_dataset(tmp_path, [".", "."])) is None
 
 
 def test_single_frames_are_images(videos):

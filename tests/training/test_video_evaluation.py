@@ -9,8 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskformer_hf import Prediction, VideoPrediction
-from maskformer_hf.data import open_videos
-from maskformer_hf.training import evaluate_checkpoint, evaluation, video_evaluation
+from maskformer_hf.data import open_dataset, videos_in
+from maskformer_hf.training import comparison, evaluate_checkpoint, evaluation, video_evaluation
 from maskformer_hf.training.evaluation import format_table
 
 NUM_FRAMES, SIZE = 4, (24, 40)
@@ -26,6 +26,16 @@ class Config:
 class Model:
     def __init__(self, model_type: str) -> None:
         self.config = Config(model_type)
+        self.training = False
+
+    def parameters(self):
+        yield torch.zeros(1)
+
+    def eval(self):
+        pass
+
+    def train(self, mode: bool):
+        pass
 
 
 def encode(mask: np.ndarray) -> dict | None:
@@ -75,10 +85,26 @@ def predict_frame(model, processor, path, *, shift=0, **options) -> list[Predict
     return [Prediction("instance", SIZE, segments, masks=masks)]
 
 
+def predict_tensor(model, processor, image, **options) -> list[Prediction]:
+    """Of a frame that was read already."""
+    masks = torch.stack([image[channel] > 0 for channel in (1, 0)])
+    segments = [
+        {"id": label + 1, "label_id": label, "label": name, "score": 0.9, "area": int(masks[label].sum())}
+        for label, name in model.config.id2label.items()
+    ]
+    return [Prediction("instance", SIZE, segments, masks=masks)]
+
+
 def predict_clip(model, processor, paths, **options) -> VideoPrediction:
     tubes = zip(*(masks_in(path) for path in paths), strict=True)
     tracks = [
-        {"id": label + 1, "label_id": label, "score": 0.9, "segmentations": [encode(mask) for mask in tube]}
+        {
+            "id": label + 1,
+            "label_id": label,
+            "label": ("green", "red")[label],
+            "score": 0.9,
+            "segmentations": [encode(mask) for mask in tube],
+        }
         for label, tube in enumerate(tubes)
     ]
     return VideoPrediction(SIZE, len(paths), tracks)
@@ -88,6 +114,8 @@ def predict_clip(model, processor, paths, **options) -> VideoPrediction:
 def test_what_finds_everything_is_perfect(clips, monkeypatch, tmp_path, model_type):
     monkeypatch.setattr(video_evaluation, "predict", predict_frame)
     monkeypatch.setattr(video_evaluation, "predict_video", predict_clip)
+    monkeypatch.setattr(comparison, "predict", predict_tensor)
+    monkeypatch.setattr(comparison, "predict_video", predict_clip)
     monkeypatch.setattr(evaluation, "load", lambda *arguments: (Model(model_type), None))
     monkeypatch.setattr(evaluation, "checkpoint_path", str)
     result = evaluate_checkpoint("model", clips, json_path=tmp_path / "scores.json")
@@ -99,8 +127,43 @@ def test_what_finds_everything_is_perfect(clips, monkeypatch, tmp_path, model_ty
     table = format_table(result).splitlines()
     assert table[0].split() == ["class", "AP", "AP50", "AR", "objects"]
     assert "J 100.0, flicker 0.0" in table[-1]
-    with pytest.raises(ValueError, match="holds videos"):
-        evaluate_checkpoint("model", clips, worst=2, picture=tmp_path / "worst.png")
+    result = evaluate_checkpoint("model", clips, worst=2, picture=tmp_path / "worst.png")
+    assert [(row["index"], row["score"]) for row in result["per_image"]] == [(2, 1), (6, 1)]
+    with Image.open(tmp_path / "worst.png") as picture:
+        panel = comparison.LARGE_PANEL[0] + comparison.GAP
+        top = 2 * comparison.FONT_SIZE
+        # The red square of the first video's third frame: rows 2 to 9 and columns 4 to 11, twelve times as large.
+        photo, annotation, prediction = (picture.getpixel((12 * 8 + panel * i, top + 12 * 6)) for i in range(3))
+        assert photo == (255, 0, 0)
+        assert annotation != photo != prediction
+        assert {picture.getpixel((12 * 30 + panel * i, top + 12 * 6)) for i in range(3)} == {(0, 0, 0)}
+    with pytest.raises(ValueError, match="boundary measures are for photos"):
+        evaluate_checkpoint("model", clips, boundary=True)
+
+
+def test_videos_are_shared_out(clips, monkeypatch):
+    """Each of two processes measures one of the two videos."""
+    monkeypatch.setattr(video_evaluation, "predict_video", predict_clip)
+    gathered = []
+
+    def gather(rows):
+        gathered.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(video_evaluation, "gather_object", gather)
+    for measure in (video_evaluation.VideoAP, video_evaluation.RegionSimilarity):
+        monkeypatch.setattr(measure, "reduce", lambda self: gathered.append(type(self).__name__))
+    videos = videos_in(open_dataset(clips, "."))
+    model = Model("maskformer_hf_video")
+    results = [
+        video_evaluation.evaluate_videos(
+            model, None, videos, [1, 0], per_video=True, processes=(rank, 2), progress=False
+        )
+        for rank in range(2)
+    ]
+    assert [[row["index"] for row in result["per_image"]] for result in results] == [[2], [6]]
+    assert [result["objects"] for result in results] == [2, 2]
+    assert gathered == ["VideoAP", "RegionSimilarity", 1] * 2
 
 
 def test_masks_that_jump_flicker(clips, monkeypatch):
@@ -110,7 +173,7 @@ def test_masks_that_jump_flicker(clips, monkeypatch):
         return predict_frame(model, processor, path, shift=int(path[-5]) % 2)
 
     monkeypatch.setattr(video_evaluation, "predict", jumping)
-    videos = open_videos(clips, ".")
+    videos = videos_in(open_dataset(clips, "."))
     result = video_evaluation.evaluate_videos(Model("maskformer_hf"), None, videos, [1, 0], progress=False)
     # The one that leaves is rightly found nowhere in the last two frames.
     assert result["j"] == pytest.approx((3 * (1 + 7 / 9) / 2 + (3 + 7 / 9) / 4) / 4)
@@ -127,7 +190,7 @@ def test_an_object_is_followed_from_frame_to_frame(clips, monkeypatch):
         return [prediction]
 
     monkeypatch.setattr(video_evaluation, "predict", blinking)
-    paths = open_videos(clips, ".").frame_paths[0]
+    paths = videos_in(open_dataset(clips, ".")).frame_paths[0]
     tracks = video_evaluation.track_frame_by_frame(Model("maskformer_hf"), None, paths)
     seen = [[mask is not None for mask in track["segmentations"]] for track in tracks]
     assert seen == [[True] * 4, [True, False, False, False], [False, False, True, True]]

@@ -28,8 +28,7 @@ from .video import (
     VideoDataset,
     VideoFrames,
     YoutubeVis,
-    has_videos,
-    open_videos,
+    videos_in,
 )
 
 __all__ = [
@@ -60,11 +59,10 @@ __all__ = [
     "binary_masks",
     "class_map",
     "from_datasets",
-    "has_videos",
     "is_streamed",
     "open_dataset",
-    "open_videos",
     "planes_from_masks",
     "streamed_loader",
+    "videos_in",
     "void_mask",
 ]

@@ -15,6 +15,7 @@ from .labelme import is_labelme, labelme
 from .mapillary import is_mapillary, mapillary
 from .sample import SegmentationDataset, Task
 from .semantic_folder import SemanticFolder
+from .video import DavisFolder, VideoFrames, YoutubeVis
 from .views import Cached, Unlabelled, concatenate, regroup
 from .yolo import is_yolo, yolo
 
@@ -51,7 +52,8 @@ def _is_semantic_folder(root: Path, split: str) -> bool:
 
 def _json_places(root: Path, split: str, kind: str) -> list[Path]:
     folders = (root, root / "annotations")
-    names = (split, f"{split}.json", f"{kind}_{split}.json", f"{split}/_annotations.coco.json", f"{split}/{kind}.json")
+    name = "instances" if kind == "video" else kind  # YouTube-VIS calls them as COCO does
+    names = (split, f"{split}.json", f"{name}_{split}.json", f"{split}/_annotations.coco.json", f"{split}/{name}.json")
     return [folder / name for folder in folders for name in names]
 
 
@@ -70,6 +72,11 @@ def _has_json(kind: str) -> Callable[[Path, str], bool]:
     return lambda root, split: any(
         path.is_file() and json_kind(path) == kind for path in _json_places(root, split, kind)
     )
+
+
+def _is_davis(root: Path, split: str) -> bool:
+    # A json among the folders says more than their PNGs.
+    return _has_folders("JPEGImages", "Annotations")(root, split) and not _has_json("video")(root, split)
 
 
 def _open_instances_and_stuff(root: Path, split: str, task: Task | None) -> SegmentationDataset:
@@ -130,6 +137,16 @@ FORMATS: dict[str, Format] = {
     ),
     "labelme": Format(
         "json files with shapes and imagePath in SPLIT/", is_labelme, lambda root, split, task: labelme(root, split)
+    ),
+    "youtube_vis": Format(
+        "SPLIT.json, instances_SPLIT.json or SPLIT/instances.json with videos, in the folder or annotations/",
+        _has_json("video"),
+        lambda root, split, task: VideoFrames(YoutubeVis(_json(root, split, "video"))),
+    ),
+    "davis": Format(
+        "SPLIT/JPEGImages/ and SPLIT/Annotations/, with a folder a video",
+        _is_davis,
+        lambda root, split, task: VideoFrames(DavisFolder(root / split)),
     ),
     "datasets": Format(
         "dataset_dict.json or state.json, as save_to_disk writes them; if asked for, whatever load_dataset opens",

@@ -1,5 +1,7 @@
 """Videos with their objects: YouTube-VIS's jsons and DAVIS's folders; whole, as single frames, and as clips.
 
+`open_dataset` gives the frames, which are images like others; `videos_in` what they are frames of.
+
 Shapes: V videos, T frames of a clip, N objects, P planes, H W pixels.
 """
 
@@ -17,7 +19,8 @@ from .coco_json import facts_of, read_categories, required_field
 from .files import IMAGE_SUFFIXES, missing_files, read_id_map, read_photo
 from .records import Parsed, ProblemCounter, arrow_records, read_json
 from .run_lengths import planes_from_run_lengths, run_lengths_of
-from .sample import Problem, Sample, Task
+from .sample import Problem, Sample, SegmentationDataset, Task
+from .views import Cached
 
 DAVIS_VOID = 255
 
@@ -238,11 +241,16 @@ class VideoFrames(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.image_paths)
 
-    def __getitem__(self, index: int) -> Sample:
+    def place(self, index: int) -> tuple[int, int]:
+        """The video that an image is from, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         video = int(np.searchsorted(self._starts, index, side="right")) - 1
-        clip = self.videos.clip(video, [index - int(self._starts[video])])
+        return video, index - int(self._starts[video])
+
+    def __getitem__(self, index: int) -> Sample:
+        video, frame = self.place(index)
+        clip = self.videos.clip(video, [frame])
         planes_PHW = clip["planes"].as_subclass(torch.Tensor)[0]
         seen = torch.bincount(planes_PHW.flatten(), minlength=len(clip["labels"]) + 1)[1:] > 0
         # Objects of other frames have no place in an image's segments.
@@ -254,6 +262,13 @@ class VideoFrames(Dataset[Sample]):
             "is_crowd": clip["is_crowd"][seen],
             "name": self.image_paths[index],
         }
+
+
+def videos_in(dataset: SegmentationDataset) -> VideoDataset | None:
+    """The videos whose frames a data set is; None of photos, and of frames whose classes or task were changed."""
+    if isinstance(dataset, Cached):
+        dataset = dataset.dataset
+    return dataset.videos if isinstance(dataset, VideoFrames) else None
 
 
 class Clips(Dataset[ClipSample]):
@@ -400,52 +415,3 @@ def _davis_level(folder: Path) -> Path:
     if len(children) == 1 and any(path.is_dir() for path in children[0].iterdir()):
         return children[0]
     return folder
-
-
-def open_videos(root: str | Path, split: str | Sequence[str], format: str = "auto") -> VideoDataset:
-    """Opens videos: the json or folders of a split, a name or a path below the root.
-
-    Args:
-        format: "youtube_vis" (SPLIT.json, SPLIT/instances.json or root/instances.json of the split itself), "davis"
-            (SPLIT/JPEGImages/ and SPLIT/Annotations/), or "auto", the one that is there; a json goes first.
-    """
-    if not isinstance(split, str):
-        if len(split) != 1:
-            raise ValueError(f"splits of videos cannot be joined: name one, not {list(split)}")
-        [split] = split
-    root = Path(root)
-    if format not in ("auto", "youtube_vis", "davis"):
-        raise ValueError(f"format is {format!r}; videos are 'youtube_vis' or 'davis', or found out by 'auto'")
-    if format in ("auto", "youtube_vis"):
-        found = video_json(root, split)
-        if found is not None:
-            return YoutubeVis(found)
-    if format in ("auto", "davis") and is_davis(root, split):
-        return DavisFolder(root / split)
-    looked_for = ", ".join(str(path) for path in _json_places(root, split))
-    raise ValueError(
-        f"no videos for split {split!r} of {root} (format {format}): looked for a json with videos at {looked_for}, "
-        f"and for {root / split / 'JPEGImages'} with {root / split / 'Annotations'}"
-    )
-
-
-def _json_places(root: Path, split: str) -> list[Path]:
-    names = (split, f"{split}.json", f"instances_{split}.json", f"{split}/instances.json", f"{split}/annotations.json")
-    return [folder / name for folder in (root, root / "annotations") for name in names]
-
-
-def video_json(root: Path, split: str) -> Path | None:
-    """The json of YouTube-VIS of a split, if there is one."""
-    from .coco_json import json_kind
-
-    return next((path for path in _json_places(root, split) if path.is_file() and json_kind(path) == "video"), None)
-
-
-def has_videos(root: Path, split: str) -> bool:
-    """Whether `open_videos` finds any."""
-    return video_json(root, split) is not None or is_davis(root, split)
-
-
-def is_davis(root: Path, split: str) -> bool:
-    """Whether a split has DAVIS's folders."""
-    return all((root / split / name).is_dir() for name in ("JPEGImages", "Annotations"))

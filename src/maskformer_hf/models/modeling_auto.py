@@ -28,6 +28,11 @@ def processor_class_of(config: PreTrainedConfig) -> Any:
     return PROCESSOR_CLASSES.get(config.model_type, MaskFormerHfImageProcessor)
 
 
+def sees_clips(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration takes clips of several frames, not images."""
+    return config.model_type in PROCESSOR_CLASSES
+
+
 def model_class_of(source: Any) -> Any:
     """The class of the model in a folder or a repository of the Hub. It says itself what it cannot read."""
     config, _ = PreTrainedConfig.get_config_dict(source)

@@ -23,6 +23,8 @@ class DataArguments:
     void_classes: list[str] = field(default_factory=list)
     unlabelled: Literal["void", "background"] | None = None  # None: as the format means it
     cache: bool = False  # keep decoded photos in memory
+    frames: int = 2  # of a clip, for models of videos
+    frame_range: int = 20  # of a video, how far a clip's frames are at most from the one that was drawn first
     workers: int = 0  # processes that load data; 0 loads between steps
     check: bool = True  # before the first step, by `data_check`
 
@@ -44,15 +46,19 @@ class AugmentationArguments:
 
 @dataclass
 class ModelArguments:
-    """Either a pretrained backbone, on which a new model is built, or a whole model to fine-tune."""
+    """Either a pretrained backbone, on which a new model is built, or a whole model to fine-tune.
+
+    The one architecture that a checkpoint may be turned into is that of videos, from a Mask2Former of images.
+    """
 
     preset: str | None = None  # a name in presets.PRESETS: architecture and image processor of the new model
     backbone: str | None = None  # "timm/<name>", a Hub name or a folder
     # safetensors file in the backbone library's own names, or, with a preset, Detectron2's .pkl; None: the Hub's
     backbone_weights: str | None = None
     checkpoint: str | None = None
-    architecture: Literal["maskformer", "per_pixel_baseline"] = "maskformer"  # of a new model without a preset
-    config: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerConfig, or PerPixelBaselineConfig
+    # Of a new model without a preset "maskformer" if None, and that of the checkpoint if there is one.
+    architecture: Literal["maskformer", "per_pixel_baseline", "mask2former_vis"] | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # fields of the architecture's configuration
     image_processor: dict[str, Any] = field(default_factory=dict)  # fields of MaskFormerImageProcessor
 
 
@@ -223,10 +229,12 @@ def _type_name(kind: Any) -> str:
 
 
 def _check(recipe: Recipe) -> None:
-    positive = ("steps", "batch_size", "accumulation", "log_every", "save_every", "evaluate_every")
-    for name in positive:
-        if getattr(recipe, name) < 1:
-            raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
+    names = ("steps", "batch_size", "accumulation", "log_every", "save_every", "evaluate_every")
+    positive = {name: getattr(recipe, name) for name in names}
+    positive |= {"data.frames": recipe.data.frames, "data.frame_range": recipe.data.frame_range}
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     _check_augmentation(recipe.augmentation)
     if not 0 <= recipe.optimization.ema_decay < 1:
         raise ValueError(f"optimization.ema_decay is {recipe.optimization.ema_decay}; it must be in [0, 1)")
@@ -236,6 +244,11 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(
             f"model.backbone is {model.backbone!r}, model.checkpoint is {model.checkpoint!r}; give exactly one: a "
             "backbone to build a new model on (of a preset its backbone_weights will do), or a checkpoint to fine-tune"
+        )
+    if model.preset is not None and model.architecture is not None:
+        raise ValueError(
+            f"model.preset is {model.preset!r}, model.architecture is {model.architecture!r}; a preset has its own "
+            "architecture: give one of the two"
         )
     if model.preset is not None and model.checkpoint is not None:
         raise ValueError(

@@ -15,13 +15,31 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
-from ..data import SegmentationDataset, open_dataset
+from ..data import (
+    ClipCollator,
+    Clips,
+    ClipTransform,
+    Collator,
+    SegmentationDataset,
+    VideoDataset,
+    augmentation,
+    open_dataset,
+    videos_in,
+)
 from ..inference import checkpoint_path
 from ..model_card import write_model_card
+from ..models.configuration_maskformer import MaskFormerHfConfig
+from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of, sees_clips
 from .arguments import DataArguments, ModelArguments, Recipe
 from .evaluation import check_classes, write_json
 
-MODEL_TYPES = {"maskformer": "maskformer_hf", "per_pixel_baseline": "maskformer_hf_per_pixel"}
+# By `ModelArguments.architecture`.
+MODEL_TYPES = {
+    None: "maskformer_hf",
+    "maskformer": "maskformer_hf",
+    "per_pixel_baseline": "maskformer_hf_per_pixel",
+    "mask2former_vis": "maskformer_hf_video",
+}
 
 
 def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -48,8 +66,42 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
     return training, validation
 
 
-def label_fields(dataset: SegmentationDataset) -> dict[str, Any]:
-    """The fields of a model's configuration that its data decide, unless the recipe does."""
+def training_parts(dataset: SegmentationDataset, recipe: Recipe, config: Any, processor: Any) -> tuple[Any, Any, Any]:
+    """What a model of this configuration trains on: the data set, its augmentation, and what makes batches of both.
+
+    Raises ValueError for a model of videos where the data have none.
+    """
+    transform = augmentation(**vars(recipe.augmentation))
+    options: dict[str, Any] = {
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "size_divisor": processor.size_divisor,
+        "size": recipe.augmentation.crop_size or (0, 0),
+        "return_void_masks": recipe.void_masks,
+    }
+    if not sees_clips(config):
+        return dataset, transform, Collator(**options)
+    clips = Clips(_videos_of(dataset), recipe.data.frames, recipe.data.frame_range)
+    return clips, ClipTransform(transform), ClipCollator(**options)
+
+
+def _videos_of(dataset: SegmentationDataset) -> VideoDataset:
+    videos = videos_in(dataset)
+    if videos is None:
+        raise ValueError(
+            "a model of videos trains on videos as they are: one split of format 'youtube_vis' or 'davis', without "
+            "task, class_groups, void_classes and unlabelled"
+        )
+    return videos
+
+
+def label_fields(dataset: SegmentationDataset, config_class: Any = MaskFormerHfConfig) -> dict[str, Any]:
+    """The fields of a model's configuration that its data decide, unless the recipe does.
+
+    Raises ValueError for a model of videos where the data have none.
+    """
+    if sees_clips(config_class):
+        _videos_of(dataset)
     names = {"id2label": dataset.id2label, "label2id": {name: index for index, name in dataset.id2label.items()}}
     if dataset.task == "semantic":
         # Which classes can be counted is not in its annotations: what a checkpoint knows of it is kept.
@@ -57,21 +109,25 @@ def label_fields(dataset: SegmentationDataset) -> dict[str, Any]:
     return {**names, "task": dataset.task, "label_ids_to_fuse": list(dataset.label_ids_to_fuse)}
 
 
+def config_class_of(arguments: ModelArguments) -> Any:
+    """The class of the configuration of a recipe's model."""
+    if arguments.preset is not None:
+        return type(_preset(arguments.preset))
+    if arguments.checkpoint is not None and arguments.architecture is None:
+        return model_class_of(checkpoint_path(arguments.checkpoint)).config_class
+    return MODEL_CLASSES[MODEL_TYPES[arguments.architecture]].config_class
+
+
 def build_model(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
     """A new model on a pretrained backbone, or a checkpoint with its classes replaced by those of `label_fields`."""
-    from ..models.modeling_auto import MODEL_CLASSES, model_class_of
-
     if arguments.preset is not None:
         return _build_preset(arguments, labels)
-    checkpoint = None if arguments.checkpoint is None else checkpoint_path(arguments.checkpoint)
-    if checkpoint is not None:
-        model_class = model_class_of(checkpoint)
-    else:
-        model_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]]
-    _check_fields(arguments.config, model_class.config_class, "model.config")
+    config_class = config_class_of(arguments)
+    model_class = MODEL_CLASSES[config_class.model_type]
+    _check_fields(arguments.config, config_class, "model.config")
     fields: dict[str, Any] = {**labels, **arguments.config}
-    if checkpoint is not None:
-        return model_class.from_pretrained(checkpoint, dtype=torch.float32, **fields)
+    if arguments.checkpoint is not None:
+        return model_class.from_pretrained(checkpoint_path(arguments.checkpoint), dtype=torch.float32, **fields)
     assert arguments.backbone is not None, "read_recipe lets one of the two pass"
     return model_class.from_backbone(arguments.backbone, backbone_weights=arguments.backbone_weights, **fields)
 
@@ -79,7 +135,6 @@ def build_model(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
 def _build_preset(arguments: ModelArguments, labels: dict[str, Any]) -> nn.Module:
     from ..conversion.detectron2_backbone import load_detectron2_backbone
     from ..models.backbone import load_pretrained_backbone, pretrained_backbone_config
-    from ..models.modeling_auto import MODEL_CLASSES
 
     preset = _preset(arguments.preset)
     _check_fields(arguments.config, type(preset), "model.config")
@@ -127,22 +182,22 @@ def _preset(name: str | None) -> Any:
 
 def build_processor(arguments: ModelArguments, config: Any) -> Any:
     """The image processor of the checkpoint or the preset, or a new one, for a model of this configuration."""
-    from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
     from ..presets import image_processor_for
 
+    processor_class = processor_class_of(config)
     if arguments.checkpoint is not None:
-        processor = MaskFormerHfImageProcessor.from_pretrained(checkpoint_path(arguments.checkpoint))
+        processor = processor_class.from_pretrained(checkpoint_path(arguments.checkpoint))
     elif arguments.preset is not None:
         processor = image_processor_for(arguments.preset)
     else:
-        processor = MaskFormerHfImageProcessor()
+        processor = processor_class()
     fields = processor.to_dict()
     # Facts about the classes, but both need them: the processor post-processes without seeing the model.
     if config.label_ids_to_fuse is not None:
         fields["label_ids_to_fuse"] = config.label_ids_to_fuse
     if processor.num_labels is not None:
         fields["num_labels"] = config.num_labels
-    return MaskFormerHfImageProcessor.from_dict({**fields, **arguments.image_processor})
+    return processor_class.from_dict({**fields, **arguments.image_processor})
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, record: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data import SegmentationDataset
-from ..inference import Model, predict
+from ..inference import Model, Prediction, predict
+from ..models.modeling_auto import sees_clips
+from ..video import predict_video
 from ..visualize import (
     PANEL_COLOR,
     TEXT_COLOR,
@@ -23,6 +25,8 @@ PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 400, 8
 # Of the worst images, which are few, and looked at closely.
 LARGE_PANEL = (480, 600)
 FONT_SIZE = 14
+# That a model of videos sees for a picture of one of them.
+CLIP_FRAMES = 8
 
 
 def draw_comparisons(
@@ -36,7 +40,7 @@ def draw_comparisons(
     """A row of photo, annotation and prediction for each of some images, and below them the colours of the classes.
 
     Args:
-        dataset: Its task is what is predicted.
+        dataset: Its task is what is predicted; frames of videos for a model of videos, which sees those around it too.
         titles: What is written above each row, if anything.
         panel_size: Largest width and height of each picture.
     """
@@ -47,7 +51,7 @@ def draw_comparisons(
     for index in indices:
         sample = dataset[index]
         image = sample["image"].as_subclass(torch.Tensor)
-        [prediction] = predict(model, processor, image, task=dataset.task)
+        prediction = _predict(model, processor, dataset, index, image)
         for segment in prediction.segments:
             # The data may number the classes in another order, and colours go by numbers.
             segment["label_id"] = label_ids.get(segment["label"], segment["label_id"])
@@ -73,6 +77,17 @@ def draw_comparisons(
         top += row[0].height + GAP
     entries = [LegendEntry([label_color(label)], name, "") for label, name in dataset.id2label.items() if name in shown]
     return add_legend(picture, entries, font_size=FONT_SIZE, below=True) if entries else picture
+
+
+def _predict(model: Any, processor: Any, dataset: Any, index: int, image: torch.Tensor) -> Prediction:
+    if not sees_clips(model.config):
+        [prediction] = predict(model, processor, image, task=dataset.task)
+        return prediction
+    video, frame = dataset.place(index)
+    paths = dataset.videos.frame_paths[video]
+    first = max(0, min(frame - CLIP_FRAMES // 2, len(paths) - CLIP_FRAMES))
+    clip = paths[first : first + CLIP_FRAMES]
+    return predict_video(model, processor, clip).frame(frame - first)
 
 
 def draw_worst(

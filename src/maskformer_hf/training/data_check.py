@@ -11,10 +11,11 @@ from tqdm import tqdm
 from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
 from ..data.report import DataReport, format_report, inspect_dataset, photos_in_both
 from ..inference import checkpoint_path
-from ..models.modeling_auto import MODEL_CLASSES, model_class_of
+from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..presets import PRESETS
 from ..visualize import contact_sheet
 from .arguments import AugmentationArguments, ModelArguments, Recipe
-from .building import MODEL_TYPES, open_data
+from .building import config_class_of, open_data
 from .evaluation import find_data, write_json
 
 # Before training so many images of each split are looked at, which takes seconds; `maskformer check-data` takes all.
@@ -194,8 +195,9 @@ def queries_of(arguments: ModelArguments) -> int | None:
     """The number of queries of the model of a recipe, without building it; None if it has none."""
     if "num_queries" in arguments.config:
         return arguments.config["num_queries"]
-    if arguments.checkpoint is None:
-        config_class = MODEL_CLASSES[MODEL_TYPES[arguments.architecture]].config_class
-        return config_class.num_queries if arguments.architecture == "maskformer" else None
-    path = checkpoint_path(arguments.checkpoint)
-    return model_class_of(path).config_class.from_pretrained(path).num_queries
+    config: Any = config_class_of(arguments)
+    if arguments.preset is not None:
+        config = PRESETS[arguments.preset]()
+    elif arguments.checkpoint is not None:
+        config = config.from_pretrained(checkpoint_path(arguments.checkpoint))
+    return None if config.model_type == MaskFormerHfPerPixelConfig.model_type else config.num_queries

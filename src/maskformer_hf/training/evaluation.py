@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data import (
@@ -15,16 +16,15 @@ from ..data import (
     Sample,
     SegmentationDataset,
     Task,
-    VideoFrames,
     class_map,
-    has_videos,
     open_dataset,
-    open_videos,
+    videos_in,
 )
 from ..data.views import as_task
 from ..inference import Model, Prediction, check_task, checkpoint_path, forward_batch, load, predict
 from ..metrics import BoundaryAP, BoundaryIoU, MaskAP, MeanIoU, PanopticQuality
 from ..metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
+from ..models.modeling_auto import sees_clips
 from .video_evaluation import evaluate_videos
 
 # The figure that tells which of two models is the better one.
@@ -51,7 +51,8 @@ def evaluate(
     """Runs the model over a data set through its image processor, as a user would; compares at each image's own size.
 
     Semantic: mean IoU. Instance: mask AP of the `max_detections` best instances of an image; void is treated as a crowd
-    of every class. Panoptic: panoptic quality.
+    of every class. Panoptic: panoptic quality. The frames of videos (`videos_in`), unless a task is asked for: as
+    videos, by `evaluate_videos`.
 
     Args:
         task: What is measured; what the model was trained for if None, or if the annotations cannot tell that, what
@@ -60,7 +61,7 @@ def evaluate(
             that of the model's configuration, if None.
         max_detections: Of an image, for AP; 100 is COCO's. Images with more objects need more.
         boundary: Also boundary IoU (semantic) or boundary AP (instance).
-        per_image: Also each image's score on its own.
+        per_image: Also each image's score on its own; each video's, which is its J.
         device: Where the model is; None: where its parameters are.
         mixed_precision: "bf16" or "fp16" runs the forward under autocast.
         processes: (rank, count) shares the images out; every process must call.
@@ -71,10 +72,34 @@ def evaluate(
 
     Raises ValueError where the classes of the model and of the data have other names; their order may differ.
     """
+    videos = videos_in(dataset) if task is None else None
+    if sees_clips(model.config) and videos is None:
+        raise ValueError(
+            "a model of videos is measured on videos as they are: data of format 'youtube_vis' or 'davis', without a "
+            "task, class_groups and void_classes"
+        )
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    autocast = torch.autocast(
+        device.type, torch.float16 if mixed_precision == "fp16" else torch.bfloat16, enabled=mixed_precision != "no"
+    )
+    if videos is not None:
+        if boundary:
+            raise ValueError("boundary measures are for photos; these are videos")
+        with autocast:
+            return evaluate_videos(
+                model,
+                processor,
+                videos,
+                match_classes(model.config, dataset, "the model", "the data"),
+                threshold=threshold or 0.0,
+                max_detections=max_detections,
+                per_video=per_image,
+                processes=processes,
+                progress=progress,
+            )
     task = _choose_task(task, model, dataset)
     dataset = as_task(dataset, task)
     class_ids = match_classes(model.config, dataset, "the model", "the data")
-    device = torch.device(device) if device is not None else next(model.parameters()).device
     rank, count = processes
     indices = range(rank, len(dataset), count)
     measures = _measures(task, dataset, max_detections, boundary, device)
@@ -82,9 +107,6 @@ def evaluate(
     was_training = model.training
     model.eval()
     start = time.perf_counter()
-    autocast = torch.autocast(
-        device.type, torch.float16 if mixed_precision == "fp16" else torch.bfloat16, enabled=mixed_precision != "no"
-    )
     with tqdm(total=len(indices), desc="evaluate", unit="image", disable=None if progress else True) as bar:
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]
@@ -119,7 +141,7 @@ def evaluate(
     if count > 1:
         for measure in measures:
             measure.reduce()
-        scores = _gather(scores)
+        scores = gather_object(scores)
     seconds = time.perf_counter() - start
     figures = [measure.compute(dataset.id2label) for measure in measures]
     result: dict[str, Any] = {
@@ -161,8 +183,6 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a bundled name, a local folder or a Hub name on a data set of any format that `open_dataset` reads.
 
-    Videos, which `open_videos` reads, are measured by `evaluate_videos`, whatever the model.
-
     Args:
         data: A folder, a COCO json, or with format "datasets" a name on the Hub.
         dtype: Of the weights and the forward, e.g. "bfloat16"; None keeps float32.
@@ -177,31 +197,17 @@ def evaluate_checkpoint(
     """
     checkpoint_path(checkpoint)
     root, part = find_data(Path(data), split, format)
-    is_video = format in ("youtube_vis", "davis") or (format == "auto" and has_videos(root, part))
-    if is_video and (worst or boundary or class_groups or task not in (None, "instance")):
-        raise ValueError(f"{data} holds videos, which are measured without task, class_groups, boundary and worst")
     model, processor = load(checkpoint, device, dtype)
-    if model.config.model_type == "maskformer_hf_video" and not is_video:
-        raise ValueError(f"checkpoint {checkpoint} segments videos, and {data} holds none")
-    if is_video:
-        videos = open_videos(root, part, format)
-        class_ids = match_classes(model.config, VideoFrames(videos), f"checkpoint {checkpoint}", f"data {data}")
-        result: dict[str, Any] = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
-        result |= evaluate_videos(
-            model, processor, videos, class_ids, threshold=threshold or 0.0, max_detections=max_detections
-        )
-        if json_path is not None:
-            write_json(Path(json_path), result)
-        return result
     dataset = open_dataset(root, part, format=format, class_groups=class_groups)
     trained = _trained_classes(checkpoint)
     known, labels = set(dataset.id2label.values()), set((model.config.id2label or {}).values())
     if class_groups is None and trained and labels != known:
         void = [name for name in trained.get("void_classes") or () if name in known]
         dataset = open_dataset(root, part, format=format, class_groups=trained.get("class_groups"), void_classes=void)
-    task = _choose_task(task, model, dataset)
+    if videos_in(dataset) is None:
+        task = _choose_task(task, model, dataset)
     match_classes(model.config, as_task(dataset, task), f"checkpoint {checkpoint}", f"data {data}")
-    result = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
     result |= evaluate(
         model,
         processor,
@@ -218,7 +224,8 @@ def evaluate_checkpoint(
 
         if picture is None:
             raise ValueError("worst images need a file to be drawn to: give picture")
-        draw_worst(model, processor, as_task(dataset, task), result["per_image"], worst, result["score_name"], picture)
+        score_name = "J" if result["task"] == "video" else result["score_name"]
+        draw_worst(model, processor, as_task(dataset, task), result["per_image"], worst, score_name, picture)
     if json_path is not None:
         write_json(Path(json_path), result)
     return result
@@ -391,12 +398,6 @@ def _reference(sample: Sample, task: Task, prediction: Any) -> Any:
             reference["labels"].append(label)
             reference["is_crowd"].append(True)
     return reference
-
-
-def _gather(rows: list[Any]) -> list[Any]:
-    from accelerate.utils import gather_object
-
-    return gather_object(rows)
 
 
 # Columns of the table: heading, key in `per_class`, whether it is a share.

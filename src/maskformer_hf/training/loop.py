@@ -22,16 +22,19 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import Collator, SampleStream, SegmentationDataset, augmentation, is_streamed, streamed_loader
+from ..data import SampleStream, SegmentationDataset, is_streamed, streamed_loader
 from ..data.views import as_task
 from ..model_card import machine_name
+from ..models.modeling_auto import sees_clips
 from .arguments import Recipe, read_recipe
 from .building import (
     build_model,
     build_processor,
+    config_class_of,
     enable_gradient_checkpointing,
     label_fields,
     open_data,
+    training_parts,
     training_record,
     write_model,
 )
@@ -72,7 +75,7 @@ def train(
     if report_to:
         recipe.report_to = list(report_to)
     training_data, validation_data = open_data(recipe.data)
-    labels = label_fields(training_data)
+    labels = label_fields(training_data, config_class_of(recipe.model))
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
     model = build_model(recipe.model, labels)
     processor = build_processor(recipe.model, model.config)
@@ -110,7 +113,7 @@ def train_model(
         model.base_model.compile()  # without the loss: matching leaves the graph
     optimizer = build_optimizer(model, recipe.optimization)
     learning_rate_factor = schedule(recipe.optimization, recipe.steps)
-    model_class = type(model)
+    model_class, config = type(model), model.config
     prepare_sharding(accelerator, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     average = None
@@ -133,7 +136,8 @@ def train_model(
         load_checkpoint(accelerator, checkpoints[-1])
         logger.info("resumed from %s", checkpoints[-1])
 
-    batches = _batches(accelerator, training_data, processor, recipe, progress.step)
+    parts = training_parts(training_data, recipe, config, processor)
+    batches = _batches(accelerator, *parts, recipe, progress.step)
     start = time.perf_counter() - progress.seconds
     evaluation = None
 
@@ -156,7 +160,8 @@ def train_model(
             processes=accelerator.num_processes,
         )
 
-    log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step)
+    frames = recipe.data.frames if sees_clips(config) else 1
+    log = _Log(output_dir / "log.jsonl", recipe, accelerator, progress.step, frames)
     model.train()
     with (
         explained_stops(output_dir, lambda: progress.step, accelerator.is_main_process),
@@ -192,7 +197,8 @@ def train_model(
                         accelerator, averaged, processor, validation_data, recipe, output_dir, progress, record
                     )
                     if accelerator.is_main_process:
-                        picture = validation_picture(averaged, processor, as_task(validation_data, evaluation["task"]))
+                        task = "instance" if evaluation["task"] == "video" else evaluation["task"]
+                        picture = validation_picture(averaged, processor, as_task(validation_data, task))
                         picture.save(output_dir / f"validation-{progress.step:06d}.png")
                         track_picture(accelerator, picture, progress.step)
                 log.evaluation(progress.step, evaluation)
@@ -239,20 +245,12 @@ class _Progress:
 
 
 def _batches(
-    accelerator: Accelerator, dataset: SegmentationDataset, processor: Any, recipe: Recipe, first_step: int
+    accelerator: Accelerator, dataset: Any, transform: Any, collate: Any, recipe: Recipe, first_step: int
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the remaining batches. Step s reads the same samples whatever the number of processes,
     except of a stream whose shards they share out."""
     samples_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
     start, stop = first_step * samples_a_step, recipe.steps * samples_a_step
-    transform = augmentation(**vars(recipe.augmentation))
-    collate = Collator(
-        processor.image_mean,
-        processor.image_std,
-        processor.size_divisor,
-        size=recipe.augmentation.crop_size or (0, 0),
-        return_void_masks=recipe.void_masks,
-    )
     if is_streamed(dataset):
         return iter(
             streamed_loader(
@@ -285,7 +283,10 @@ def _to_device(batch: dict[str, Any], device: torch.device, channels_last: bool)
 
     batch = {name: move(value) for name, value in batch.items()}
     if channels_last:
-        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        # Of clips the frames, which the backbone sees one by one.
+        pixels = batch["pixel_values"]
+        images = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        batch["pixel_values"] = images.unflatten(0, pixels.shape[:-3])
     return batch
 
 
@@ -374,11 +375,11 @@ def _memory(device: torch.device) -> float:
 class _Log:
     """A progress bar where there is a terminal, a line in the log and in `log.jsonl` every `log_every` steps."""
 
-    def __init__(self, path: Path, recipe: Recipe, accelerator: Accelerator, first_step: int) -> None:
+    def __init__(self, path: Path, recipe: Recipe, accelerator: Accelerator, first_step: int, frames: int) -> None:
         self.path = path
         self.recipe = recipe
         self.accelerator = accelerator
-        self.images_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes
+        self.images_a_step = recipe.batch_size * recipe.accumulation * accelerator.num_processes * frames
         self.terms: dict[str, torch.Tensor] = {}
         self.steps = 0
         self.seconds_a_step = 0.0

@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data import VideoDataset
 from ..inference import Model, predict
 from ..metrics import RegionSimilarity, VideoAP
-from ..models.configuration_video import MaskFormerHfVideoConfig
+from ..models.modeling_auto import sees_clips
 from ..models.video_processing_maskformer import encode_seen
 from ..video import link_objects, predict_video
 
@@ -25,6 +26,8 @@ def evaluate_videos(
     *,
     threshold: float = 0.0,
     max_detections: int = 100,
+    per_video: bool = False,
+    processes: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Finds the objects of each video as a user would, with `predict_video`; those of a model of images frame by frame.
@@ -33,21 +36,29 @@ def evaluate_videos(
         class_ids: for each class of the model its id in the data.
         threshold: Least score of an object in a window, or in a frame.
         max_detections: Of a video and class, for AP.
+        per_video: Also the J of each video.
+        processes: (rank, count) shares the videos out; every process must call.
 
     Returns the figures of `VideoAP` and `RegionSimilarity`, plus `task` ("video"), `score_name` and `score` (AP),
-    `method` ("clips", or "single frames" of a model of images), `videos`, `frames`, `seconds`, `frames_per_second`.
+    `method` ("clips", or "single frames" of a model of images), `videos`, `frames`, `seconds`, `frames_per_second`, and
+    with `per_video` a list `per_image` of `name`, `score` (J) and `index`, that of the frame in its middle, counting
+    the frames of all videos.
     """
-    sees_clips = model.config.model_type == MaskFormerHfVideoConfig.model_type
+    clips = sees_clips(model.config)
     precision, similarity = VideoAP(len(videos.id2label), max_detections=max_detections), RegionSimilarity()
-    start, num_frames = time.perf_counter(), 0
+    scores: list[dict[str, Any]] = []
+    rank, count = processes
+    lengths = [len(paths) for paths in videos.frame_paths]
+    start = time.perf_counter()
     with tqdm(
-        total=sum(len(paths) for paths in videos.frame_paths),
+        total=sum(lengths[rank::count]),
         desc="evaluate",
         unit="frame",
         disable=None if progress else True,
     ) as bar:
-        for index, paths in enumerate(videos.frame_paths):
-            if sees_clips:
+        for index in range(rank, len(videos), count):
+            paths = videos.frame_paths[index]
+            if clips:
                 video_model: Any = model
                 found = predict_video(
                     video_model, processor, paths, threshold=threshold, max_objects=NUM_OBJECTS
@@ -61,23 +72,34 @@ def evaluate_videos(
             }
             reference = videos.objects(index)._asdict()
             precision.update(prediction, reference, index)
-            similarity.update(prediction, reference)
-            num_frames += len(paths)
+            alone = RegionSimilarity()
+            alone.update(prediction, reference)
+            similarity.merge(alone)
+            if per_video:
+                middle = sum(lengths[:index]) + lengths[index] // 2
+                scores.append({"name": videos.name(index), "index": middle, "score": alone.compute()["j"]})
             bar.update(len(paths))
+    if count > 1:
+        precision.reduce()
+        similarity.reduce()
+        scores = gather_object(scores)
     seconds = time.perf_counter() - start
     figures = precision.compute(videos.id2label)
-    return {
+    result = {
         "task": "video",
         "score_name": "ap",
         "score": figures["ap"],
         **similarity.compute(),
         **figures,
-        "method": "clips" if sees_clips else "single frames",
+        "method": "clips" if clips else "single frames",
         "videos": len(videos),
-        "frames": num_frames,
+        "frames": sum(lengths),
         "seconds": seconds,
-        "frames_per_second": num_frames / seconds,
+        "frames_per_second": sum(lengths) / seconds,
     }
+    if per_video:
+        result["per_image"] = sorted(scores, key=lambda row: row["index"])
+    return result
 
 
 def track_frame_by_frame(
