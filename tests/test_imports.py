@@ -34,7 +34,7 @@ SIDEWAYS |= {("training", "conversion"), ("hub", "inference"), ("hub", "visualiz
 # What went wrong is shown.
 SIDEWAYS |= {("training", "visualize")}
 # A video is frames, which are read as images are.
-SIDEWAYS |= {("video", "inference"), ("visualize", "video"), ("training", "video")}
+SIDEWAYS |= {("video", "inference"), ("visualize", "video"), ("training", "video"), ("hub", "video")}
 
 
 def imported_parts(path: Path) -> set[str]:

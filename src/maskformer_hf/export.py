@@ -28,6 +28,7 @@ from torch import nn
 
 from .data.files import IMAGE_SUFFIXES
 from .inference import load, read_image
+from .models.modeling_auto import sees_clips
 
 ExportFormat = Literal["onnx", "torch-export"]
 FORMAT_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -105,6 +106,11 @@ def export_checkpoint(
         require_libraries("onnx", "onnxscript", "onnxruntime")
     loaded: Any = load(checkpoint, device="cpu")
     model, processor = loaded
+    if sees_clips(model.config):
+        raise ValueError(
+            f"{str(checkpoint)!r} is a model of videos, of which nothing is exported; `predict_video` and `maskformer "
+            "segment` run it. Models of images are exported."
+        )
     model.to(memory_format=torch.contiguous_format)
     graph = _Graph(model, post_process).eval()
     program = _export_program(graph, static_size)

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .models.modeling_auto import sees_clips
 from .models.remote_code import MODELS
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -72,6 +73,15 @@ _CLASS_COLUMNS = {
     "ap": {"AP": "ap", "AP50": "ap50", "average recall": "ar"},
     "pq": {"PQ": "pq", "SQ": "sq", "RQ": "rq"},
 }
+# In videos "ap" and "ar" are those of tubes.
+_VIDEO_PERCENTAGES = {
+    "ap": ("video_ap", "video AP"),
+    "ap50": ("video_ap50", "video AP50"),
+    "ap75": ("video_ap75", "video AP75"),
+    "ar": ("video_ar", "average recall"),
+    "j": ("region_similarity", "region similarity, J"),
+    "flicker": ("flicker", "flicker"),
+}
 _PIXEL_DECODERS = {
     "fpn": "FPN, {0.feature_size} channels",
     "transformer_fpn": "FPN with {0.encoder_layers} transformer encoder layers, {0.feature_size} channels",
@@ -79,9 +89,10 @@ _PIXEL_DECODERS = {
 }
 # By transformer decoder.
 _PAPERS = {
-    "detr": "MaskFormer (https://arxiv.org/abs/2107.06278)",
-    "masked": "Mask2Former (https://arxiv.org/abs/2112.01527)",
+    "detr": ("MaskFormer", "https://arxiv.org/abs/2107.06278"),
+    "masked": ("Mask2Former", "https://arxiv.org/abs/2112.01527"),
 }
+_VIDEO_PAPER = ("Mask2Former-VIS", "https://arxiv.org/abs/2112.10764")
 # Statistics of BatchNorm, which no training step learns.
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
@@ -110,7 +121,7 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None, name: st
     dataset_name = words.get("dataset_name") or data.get("name")
     dataset, part = _evaluated_on(evaluation, data, dataset_name)
     backbone = _backbone_name(config)
-    title = words.get("title") or (repo_id.split("/")[-1] if repo_id else f"MaskFormer on {backbone}")
+    title = words.get("title") or (repo_id.split("/")[-1] if repo_id else f"{_paper(config)[0]} on {backbone}")
     content = ModelCard.from_template(
         _card_data(config, training, evaluation, dataset, title, words),
         template_path=str(TEMPLATE),
@@ -121,16 +132,17 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None, name: st
         repo_id=repo_id,
         load_name=repo_id or name or folder.name,
         task=config.task,
+        is_video=sees_clips(config),
         uses_timm=config.backbone_config.model_type == "timm_backbone",
         parts=_parts(folder, config, backbone),
         data=words.get("data", "").strip() or _describe_data(data),
         command=training.get("command"),
         recipe=_as_yaml(training.get("recipe")),
-        steps=_describe_training(training),
+        steps=_describe_training(training, sees_clips(config)),
         measured_on=_describe_evaluation(evaluation, dataset, part),
         figures=_figures(evaluation),
         classes=_class_table(evaluation),
-        speed=_describe_speed(_read_record(folder / "speed.json")),
+        speed=_describe_speed(_read_record(folder / "speed.json"), "frame" if sees_clips(config) else "photo"),
         limits=words.get("limits", "").strip() or _default_limits(config),
         licence=_describe_licence(words),
         mark=MARK,
@@ -216,15 +228,21 @@ def _card_data(
             metric_name=name,
             metric_value=round(evaluation[key], 5),
         )
-        for key, (metric, name) in {**_FIGURES, **_PERCENTAGES}.items()
+        for key, (metric, name) in {**_FIGURES, **_percentages(evaluation)}.items()
         if _is_number(evaluation, key)
     ]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-segmentation",
+        # The Hub has no word for the segmentation of videos.
+        pipeline_tag=None if sees_clips(config) else "image-segmentation",
         license=words.get("licence"),
         base_model=words.get("base_model") or _base_model(training),
-        tags=["maskformer", "maskformer_hf", f"{config.task}-segmentation", *words.get("tags", [])],
+        tags=[
+            "maskformer",
+            "maskformer_hf",
+            f"{'video-' if sees_clips(config) else ''}{config.task}-segmentation",
+            *words.get("tags", []),
+        ],
         # `datasets:` lists names on the Hub only.
         datasets=[words["dataset_id"]] if "/" in words.get("dataset_id", "") else None,
         model_name=title if results else None,
@@ -248,8 +266,15 @@ def _backbone_name(config: Any) -> str:
 
 def _describe(config: Any, dataset_name: str | None) -> str:
     trained = f", trained on {dataset_name}" if dataset_name else ""
-    paper = _PAPERS.get(config.transformer_decoder, _PAPERS["detr"])
-    return f"{paper} for {config.task} segmentation into {len(config.id2label)} classes{trained}."
+    model, paper = _paper(config)
+    where = " of videos" if sees_clips(config) else ""
+    classes = f"{len(config.id2label)} class{'es' if len(config.id2label) > 1 else ''}"
+    return f"{model} ({paper}) for {config.task} segmentation{where} into {classes}{trained}."
+
+
+def _paper(config: Any) -> tuple[str, str]:
+    """The model's name, and where it is described."""
+    return _VIDEO_PAPER if sees_clips(config) else _PAPERS.get(config.transformer_decoder, _PAPERS["detr"])
 
 
 def _parts(folder: Path, config: Any, backbone: str) -> dict[str, str]:
@@ -259,7 +284,7 @@ def _parts(folder: Path, config: Any, backbone: str) -> dict[str, str]:
     if len(labels) > 40:
         shown += f" and {len(labels) - 40} more, see config.json"
     return {
-        "Task": config.task,
+        "Task": config.task + ", in videos" * sees_clips(config),
         "Classes": f"{len(labels)}: {shown}",
         "Backbone": backbone,
         "Pixel decoder": _PIXEL_DECODERS.get(config.pixel_decoder, config.pixel_decoder).format(config),
@@ -314,17 +339,22 @@ def _describe_data(data: dict[str, Any]) -> str | None:
     if not data:
         return None
     validation = f", and {data['validation_images']} for validation" if data.get("validation_images") else ""
-    return f"`{data['name']}`: {data['training_images'] or 'streamed'} images for training{validation}."
+    images = f"{data['training_images'] or 'streamed'} images"
+    if data.get("training_videos"):
+        images = f"{data['training_images']} frames of {data['training_videos']} videos"
+    return f"`{data['name']}`: {images} for training{validation}."
 
 
-def _describe_training(training: dict[str, Any]) -> str:
+def _describe_training(training: dict[str, Any], of_clips: bool = False) -> str:
     recipe = training.get("recipe") or {}
     parts = []
     if training.get("step") is not None:
         parts.append(f"These are the weights after step {training['step']} of {recipe.get('steps')}")
     if recipe.get("batch_size"):
         images = recipe["batch_size"] * recipe.get("accumulation", 1) * training.get("processes", 1)
-        parts.append(f"{images} images a step")
+        parts.append(
+            f"{images} clips of {recipe['data']['frames']} frames a step" if of_clips else f"{images} images a step"
+        )
     if recipe.get("seed") is not None:
         parts.append(f"seed {recipe['seed']}")
     if training.get("seconds"):
@@ -352,9 +382,11 @@ def _evaluated_on(evaluation: dict[str, Any], data: dict[str, Any], name: str | 
 
 
 def _describe_evaluation(evaluation: dict[str, Any], dataset: str, part: str | None) -> str:
-    images = f"{evaluation['images']} images of " if evaluation.get("images") else ""
+    images, unit = f"{evaluation['images']} images of " if evaluation.get("images") else "", "an image"
+    if evaluation.get("videos"):
+        images, unit = f"{evaluation['videos']} videos ({evaluation['frames']} frames) of ", "a video"
     limit = evaluation.get("max_detections")
-    best = f" The {limit} best objects of an image count." if limit else ""
+    best = f" The {limit} best objects of {unit} count." if limit else ""
     return f"On {images}{dataset}{f', `{part}`' if part else ''}, each at its own size.{best}"
 
 
@@ -363,11 +395,17 @@ def _is_number(evaluation: dict[str, Any], key: str) -> bool:
     return isinstance(evaluation.get(key), int | float)
 
 
+def _percentages(evaluation: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return _VIDEO_PERCENTAGES if evaluation.get("task") == "video" else _PERCENTAGES
+
+
 def _figures(evaluation: dict[str, Any]) -> dict[str, str]:
     """Name and value of each figure there is."""
     shares = {ours: f"{evaluation[key]:.4f}" for key, (_, ours) in _FIGURES.items() if _is_number(evaluation, key)}
     percent = {
-        ours: f"{100 * evaluation[key]:.1f}" for key, (_, ours) in _PERCENTAGES.items() if _is_number(evaluation, key)
+        ours: f"{100 * evaluation[key]:.1f}"
+        for key, (_, ours) in _percentages(evaluation).items()
+        if _is_number(evaluation, key)
     }
     return {**shares, **percent}
 
@@ -387,12 +425,12 @@ def _class_table(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _describe_speed(speed: dict[str, Any]) -> str | None:
+def _describe_speed(speed: dict[str, Any], unit: str) -> str | None:
     if not speed:
         return None
     return (
-        f"{speed['milliseconds']:.0f} ms for a photo of {speed['width']} x {speed['height']} pixels, from the photo to "
-        f"its segments ({speed['task']}, {speed['dtype']}), on {speed['machine']}."
+        f"{speed['milliseconds']:.0f} ms for a {unit} of {speed['width']} x {speed['height']} pixels, from the {unit} "
+        f"to its segments ({speed['task']}, {speed['dtype']}), on {speed['machine']}."
     )
 
 

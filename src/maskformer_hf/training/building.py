@@ -225,6 +225,7 @@ def training_record(
     evaluation: dict[str, Any] | None,
     training_images: int | None,
     validation_images: int = 0,
+    training_videos: int | None = None,
     seconds: float | None = None,
     machine: str | None = None,
     processes: int = 1,
@@ -235,6 +236,7 @@ def training_record(
     Args:
         step: The optimizer step that the weights are from.
         training_images: None for a stream, which has no number.
+        training_videos: Which they are the frames of, if any.
         evaluation: What `evaluate` says of these very weights.
         seconds: Time of the whole run so far.
         command: This process's command line if None.
@@ -249,6 +251,7 @@ def training_record(
             "name": Path(recipe.data.root).resolve().name,
             "training": _joined(recipe.data.train),
             "training_images": training_images,
+            **({"training_videos": training_videos} if training_videos else {}),
             "validation": _joined(recipe.data.validation),
             "validation_images": validation_images,
         },

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import SampleStream, SegmentationDataset, is_streamed, streamed_loader
+from ..data import SampleStream, SegmentationDataset, is_streamed, streamed_loader, videos_in
 from ..data.views import as_task
 from ..model_card import machine_name
 from ..models.modeling_auto import sees_clips
@@ -154,6 +154,7 @@ def train_model(
             step=progress.step,
             evaluation=result,
             training_images=None if is_streamed(training_data) else len(training_data),
+            training_videos=len(videos_in(training_data) or ()),
             validation_images=len(validation_data) if validation_data is not None else 0,
             seconds=progress.seconds,
             machine=machine_name(accelerator.device),
