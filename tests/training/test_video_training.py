@@ -1,6 +1,7 @@
 """Mask2Former-VIS by a recipe: clips in, a model that `predict_video` takes out; and models of photos on its frames."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from maskformer_hf.cli import app
 from maskformer_hf.data import open_dataset, videos_in
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
+from maskformer_hf.models.modeling_auto import sees_clips
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.models.modeling_video import MaskFormerHfForVideoSegmentation
 from maskformer_hf.models.video_processing_maskformer import MaskFormerHfVideoProcessor
@@ -21,6 +23,7 @@ from maskformer_hf.training import train
 from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.evaluation import evaluate
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE, NUM_FRAMES = (48, 64), 6
 # Where the square is in the first frame, and how far it moves in each.
 SQUARES = {"left": (10, 40, -5), "right": (24, 4, 6)}
@@ -185,6 +188,46 @@ def test_the_frames_are_looked_at_before_training(recipe, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"train: {2 * NUM_FRAMES} images, instance, 1 class" in result.output
     assert (tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize(("year", "steps", "decay"), [(2019, 6000, 4000), (2021, 8000, 5500)])
+def test_the_papers_trainings(year, steps, decay, clips, mask2former, tmp_path):
+    """Schedule and sizes of the original's configurations, and two steps of it on tiny clips."""
+    path = RECIPES / f"youtube_vis_{year}" / "mask2former_swin_tiny.yaml"
+    recipe = read_recipe(path)
+    assert (recipe.steps, recipe.batch_size, recipe.data.frames, recipe.data.frame_range) == (steps, 16, 2, 20)
+    optimization = recipe.optimization
+    assert optimization.schedule == "step"
+    assert [round(share * steps) for share in optimization.milestones] == [decay]
+    rates = (optimization.learning_rate, optimization.weight_decay, optimization.backbone_multiplier)
+    assert rates == (1e-4, 0.05, 0.1)
+    assert optimization.max_gradient_norm == 0.01
+    assert set(recipe.augmentation.short_edge) == {360, 480}
+    small = {"data.root": clips, "model.checkpoint": mask2former, "data.workers": 0}
+    small |= {"augmentation.short_edge": [48, 48, 64], "steps": 2, "batch_size": 2, "log_every": 1}
+    folder = train(path, [f"{key}={value}" for key, value in small.items()], output_dir=tmp_path / "run")
+    assert [line["step"] for line in history(tmp_path / "run")] == [1, 2]
+    _, processor = load(folder)
+    assert dict(processor.size)["shortest_edge"] == 480
+
+
+@pytest.mark.parametrize("name", ["video", "frames"])
+def test_the_recipes_of_davis(name, clips, tmp_path):
+    """They start from a bundled checkpoint, and differ in what they see of the clips alone."""
+    recipe, other = (read_recipe(RECIPES / "davis" / f"{name}.yaml") for name in ("video", "frames"))
+    assert recipe.batch_size * recipe.data.frames == other.batch_size
+    assert (recipe.optimization, recipe.augmentation, recipe.steps) == (
+        other.optimization,
+        other.augmentation,
+        other.steps,
+    )
+    small = {"data.root": clips, "augmentation.short_edge": [48, 64], "augmentation.crop_size": [64, 64], "steps": 2}
+    small |= {"batch_size": 2, "log_every": 1, "data.validation": "null"}
+    path = RECIPES / "davis" / f"{name}.yaml"
+    folder = train(path, [f"{key}={value}" for key, value in small.items()], output_dir=tmp_path / "run")
+    model, _ = load(folder)
+    assert sees_clips(model.config) == (name == "video")
+    assert model.config.id2label == {0: "object"}
 
 
 @pytest.mark.slow
