@@ -1,14 +1,22 @@
 """Deformable attention: its two ways of reading maps are one, and both are the definition."""
 
+import importlib.util
+import inspect
+import sys
+import types
+
 import pytest
 import torch
+import transformers.integrations
 
+from maskformer_hf.models import deformable_attention
 from maskformer_hf.models.deformable_attention import (
     DeformableAttention,
+    GridSampling,
     plan_sampling,
     sample_bags,
-    sample_grids,
 )
+from maskformer_hf.models.deformable_attention import sample_grids as sample_grids_by
 
 HEADS, POINTS, WIDTH = 2, 4, 8
 # Odd sizes, and maps of a single row or column, which have no neighbours.
@@ -49,6 +57,10 @@ def by_definition(values, x, y, weights, sizes):
                     value = values[image, starts[level] + row * width + col, channels]
                     result[image, cell, channels] += weights[image, cell, column] * share * value
     return result
+
+
+def sample_grids(*arguments):
+    return sample_grids_by(*arguments, GridSampling())
 
 
 def run(function, parts, sizes):
@@ -126,3 +138,50 @@ def test_positions_of_half_precision_are_exact():
         expected = half.o_proj(half.v_proj(states))
     torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
     assert weights.shape == (1, HEADS, 200, POINTS)
+
+
+def test_a_kernel_may_take_the_place_of_grid_sampling(monkeypatch):
+    """As the `kernels` library does it: by the name that transformers knows one by, with its own forward, of which it
+    checks the signature. It then gets what the original's CUDA extension takes."""
+    from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+
+    names = []
+    monkeypatch.setattr(
+        transformers.integrations,
+        "use_kernel_forward_from_hub",
+        lambda name: lambda layer: names.append((name, layer.__name__)) or layer,
+    )
+    spec = importlib.util.spec_from_file_location("deformable_attention", deformable_attention.__file__)
+    # Dataclasses and named tuples look their module up.
+    monkeypatch.setitem(sys.modules, spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules[spec.name])
+    assert names == [("MultiScaleDeformableAttention", "GridSampling")]
+    ours, theirs = (inspect.signature(layer.forward) for layer in (GridSampling, MultiScaleDeformableAttention))
+    assert [(item.name, item.kind) for item in ours.parameters.values()] == [
+        (item.name, item.kind) for item in theirs.parameters.values()
+    ]
+
+    calls = []
+
+    def kernel(self, *arguments):
+        calls.append(arguments)
+        return theirs_layer(*arguments)
+
+    theirs_layer = MultiScaleDeformableAttention()
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # a CPU would take the other way
+    torch.manual_seed(0)
+    sizes = [(2, 3), (4, 5)]
+    attention = DeformableAttention(WIDTH, HEADS, len(sizes), POINTS).eval()
+    attention.init_weights()
+    plan = plan_sampling(sizes, HEADS, POINTS, torch.device("cpu"))
+    states = torch.randn(3, 26, WIDTH)
+    expected = attention(states, torch.zeros(26, WIDTH), plan)[0]
+    attention.grid_sampling.forward = types.MethodType(kernel, attention.grid_sampling)
+    result = attention(states, torch.zeros(26, WIDTH), plan)[0]
+    torch.testing.assert_close(result, expected)
+    [(value, shapes, numbers, starts, locations, weights, step)] = calls
+    assert (value.shape, locations.shape) == ((3, 26, HEADS, WIDTH // HEADS), (3, 26, HEADS, 2, POINTS, 2))
+    assert (shapes.tolist(), numbers, starts.tolist(), step) == ([[2, 3], [4, 5]], sizes, [0, 6], 3)
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(3, 26, HEADS))
+    # The second cell of the first map, the first point of the first head: one cell to the right of it, on each map.
+    torch.testing.assert_close(locations[0, 1, 0, :, 0], torch.tensor([[1.5 / 3 + 1 / 3, 0.25], [0.5 + 1 / 5, 0.25]]))

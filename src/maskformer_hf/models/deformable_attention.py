@@ -3,7 +3,8 @@
 Each cell of a few maps looks at a few points of every map, at offsets that it chooses itself. Reading the maps there
 is what takes the time, and there are two ways of doing it. On a CPU the four cells around all points of a query are a
 bag of rows of the values, and one `embedding_bag` reads and weighs them: no sampled value is ever stored, and nothing
-of the maps is copied. Elsewhere, and in an exported graph, each map is read by `grid_sample`.
+of the maps is copied. Elsewhere, and in an exported graph, each map is read by `grid_sample`; on CUDA optionally by a
+kernel of the `kernels` library (`from_pretrained(..., use_kernels=True)`).
 
 Shapes: B images, S cells of all maps one after the other, C channels, h heads, D = C / h channels a head, L maps, P
 points a map, X = h * L * P points of a query, N = 2 for x and y.
@@ -16,15 +17,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.integrations import use_kernel_forward_from_hub
 
 
 class SamplingPlan(NamedTuple):
     """What sampling needs to know of the sizes of the maps, the same in every layer. Columns X are those of a query's
     points, by head, map and point.
 
-    sizes: Height and width of each map.
+    sizes, shapes: Height and width of each map, as numbers and as (L, 2) int64.
+    first_cells: Of each map among all S, (L,) int64.
     centers: Where each cell lies on each map, in cells of that map from the centre of its first one on, (N, S, X).
-    widths, starts: Width of each point's map, and its first cell among all S, (X,).
+    widths, heights, starts: Of each point's map, and its first cell among all S, (X,).
     last: The last column (row) that has a neighbour on its right (below), (N, X); 0 on a map of one column.
     neighbors: How far that neighbour is, (N, X): 1, and infinitely far on a map of one column.
     rows: The head as a row of the values, (X,).
@@ -32,8 +35,11 @@ class SamplingPlan(NamedTuple):
     """
 
     sizes: list[tuple[int, int]]
+    shapes: torch.Tensor
+    first_cells: torch.Tensor
     centers: torch.Tensor
     widths: torch.Tensor
+    heights: torch.Tensor
     starts: torch.Tensor
     last: torch.Tensor
     neighbors: torch.Tensor
@@ -85,8 +91,11 @@ def plan_sampling(
     to_neighbor_NL = (lengths_NL > 1) * torch.stack((torch.ones_like(widths_L), widths_L)) * num_heads
     return SamplingPlan(
         sizes=list(sizes),
+        shapes=torch.stack((heights_L, widths_L), dim=1).long(),
+        first_cells=starts_L.long(),
         centers=spread(centers_NSL),
         widths=spread(widths_L),
+        heights=spread(heights_L),
         starts=spread(starts_L),
         last=spread((lengths_NL - 2).clamp(min=0)),
         neighbors=spread(torch.where(lengths_NL > 1, 1.0, torch.inf)),
@@ -141,6 +150,45 @@ def _neighbors(
     return left, weight_left, torch.where(weight_right >= 0, weight_right, 0.0)
 
 
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class GridSampling(nn.Module):
+    """Weighted sums (B, S, C) of what is read at some places of several maps, bilinearly, 0 outside of them.
+
+    A kernel may take its place, and says what the arguments are. All are float32 but for the sizes.
+
+    Args:
+        value: (B, S, h, D), the cells of all maps one after the other.
+        value_spatial_shapes, value_spatial_shapes_list: Height and width of each map, (L, 2) int64, and the same as
+            numbers.
+        level_start_index: First cell of each map, (L,) int64.
+        sampling_locations: (B, S, h, L, P, N), x and y as shares of the map's width and height.
+        attention_weights: (B, S, h, L, P).
+        im2col_step: Images that a kernel takes at once, which must divide their number.
+    """
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        value_spatial_shapes: torch.Tensor,
+        value_spatial_shapes_list: list[tuple],
+        level_start_index: torch.Tensor,
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
+        im2col_step: int,
+    ):
+        num_heads = value.shape[2]
+        maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * h, D, S)
+        # (B, S, h, L, P) to (L, B * h, S, P)
+        grids = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+        weights = attention_weights.permute(3, 0, 2, 1, 4).flatten(1, 2)
+        sums = torch.zeros_like(maps)
+        sizes = value_spatial_shapes_list
+        for level, part in enumerate(maps.split([height * width for height, width in sizes], dim=-1)):
+            sampled = F.grid_sample(part.unflatten(-1, sizes[level]), grids[level], align_corners=False)
+            sums = sums + (sampled * weights[level][:, None]).sum(-1)
+        return sums.unflatten(0, (-1, num_heads)).permute(0, 3, 1, 2).flatten(2)
+
+
 def sample_grids(
     values_BSC: torch.Tensor,
     x_BSX: torch.Tensor,
@@ -148,6 +196,7 @@ def sample_grids(
     weights_BSX: torch.Tensor,
     plan: SamplingPlan,
     num_heads: int,
+    sampling: nn.Module,
 ) -> torch.Tensor:
     """Weighted sums (B, S, C) of values that are read bilinearly, 0 outside of the maps.
 
@@ -156,20 +205,20 @@ def sample_grids(
         x_BSX, y_BSX: Where to read, in cells of the point's map; the centre of the first one is at 0. float32.
         weights_BSX: Attention weights, float32.
         plan: Of the same maps.
+        sampling: A `GridSampling`.
     """
     points = (num_heads, len(plan.sizes), -1)
-    # (B, S, h, L, P) to (L, B * h, S, P)
-    x, y, weights = (
-        part.unflatten(-1, points).permute(3, 0, 2, 1, 4).flatten(1, 2) for part in (x_BSX, y_BSX, weights_BSX)
+    locations = torch.stack(((x_BSX + 0.5) / plan.widths, (y_BSX + 0.5) / plan.heights), dim=-1)
+    sums_BSC = sampling(
+        values_BSC.float().unflatten(-1, (num_heads, -1)),
+        plan.shapes,
+        plan.sizes,
+        plan.first_cells,
+        locations.unflatten(2, points),
+        weights_BSX.unflatten(2, points),
+        len(values_BSC),
     )
-    maps = values_BSC.unflatten(-1, (num_heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)  # (B * h, D, S)
-    sums = torch.zeros_like(maps, dtype=torch.float32)
-    for level, part in enumerate(maps.split([height * width for height, width in plan.sizes], dim=-1)):
-        height, width = plan.sizes[level]
-        grid = torch.stack(((2 * x[level] + 1) / width - 1, (2 * y[level] + 1) / height - 1), dim=-1)
-        sampled = F.grid_sample(part.float().unflatten(-1, (height, width)), grid, align_corners=False)
-        sums = sums + (sampled * weights[level][:, None]).sum(-1)
-    return sums.to(maps.dtype).unflatten(0, (-1, num_heads)).permute(0, 3, 1, 2).flatten(2)
+    return sums_BSC.to(values_BSC.dtype)
 
 
 class DeformableAttention(nn.Module):
@@ -184,6 +233,7 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(hidden_size, num_heads * num_levels * num_points)
         self.v_proj = nn.Linear(hidden_size, hidden_size)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.grid_sampling = GridSampling()
 
     def init_weights(self):
         """Each head looks into a direction of its own, its points 1, 2, ... cells away; all points weigh the same."""
@@ -220,7 +270,7 @@ class DeformableAttention(nn.Module):
         weights_BShX = logits.softmax(-1)
         arguments = (self.v_proj(states_BSC), x_BSX, y_BSX, weights_BShX.flatten(2), plan, self.num_heads)
         if states_BSC.device.type != "cpu" or torch.compiler.is_exporting():
-            sums_BSC = sample_grids(*arguments)
+            sums_BSC = sample_grids(*arguments, self.grid_sampling)
         else:
             sums_BSC = sample_bags(*arguments)
         return self.o_proj(sums_BSC), weights_BShX.transpose(1, 2) if need_weights else None
