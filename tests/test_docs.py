@@ -222,8 +222,9 @@ def test_data(workplace, monkeypatch):
         assert len(next(iter(data))["labels"]) >= 1, path
         assert open_dataset(yaml.safe_load(path.read_text())["data"]["root"], validation, **arguments).id2label
         opened[path.stem] = data
-    assert {*FORMATS} - {"datasets_streaming"} | {"grouped", "streamed"} == opened.keys()
+    assert {*FORMATS} - {"datasets_streaming"} | {"grouped", "streamed", "columns"} == opened.keys()
     assert opened["grouped"].id2label == {0: "ground", 1: "vehicle"}
+    assert opened["columns"].id2label == {0: "road", 1: "car"}
     headings = re.findall(r"^## (\w+)$", read("data"), flags=re.MULTILINE)
     assert set(headings) == {*FORMATS}
     assert opened["ade20k"].task == "panoptic"

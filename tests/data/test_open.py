@@ -130,6 +130,11 @@ def test_what_fits_nothing_is_described(tmp_path):
         ({"task": "boxes"}, "task is 'boxes'; choose one of"),
         ({"unlabelled": "unknown"}, "unlabelled is 'unknown'; choose one of"),
         ({"class_groups": "category"}, "class_groups is 'category'; write 'supercategory' or"),
+        ({"options": {"label_column": "x"}}, "format 'coco_instances' has no option 'label_column'; it has none"),
+        (
+            {"options": {"label_colum": "x"}, "format": "datasets"},
+            "format 'datasets' has no option 'label_colum'; did you mean label_column",
+        ),
         ({"split": []}, "no split of .* is named"),
         ({"void_classes": ["dogs"]}, "'dogs', in class_groups or void_classes, is no class .* did you mean 'dog'"),
     ],

@@ -1,11 +1,14 @@
 """Training on streamed data: by a recipe, and resumed."""
 
+import json
+
+import datasets
 import pytest
 import yaml
 
 from layouts import LAYOUTS
 from maskformer_hf.data import is_streamed
-from maskformer_hf.training import train
+from maskformer_hf.training import evaluate_checkpoint, train
 from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.building import open_data
 
@@ -61,3 +64,21 @@ def test_what_is_measured_on_is_not_streamed(streamed_recipe):
     assert validation is not None
     assert not is_streamed(validation)
     assert len(validation) == 1
+
+
+def test_columns_that_a_recipe_names(streamed_recipe, tmp_path):
+    """Two columns could be the labels, and nothing says their classes; what is measured later is read alike."""
+    folder = tmp_path / "ambiguous"
+    loaded = datasets.load_from_disk(str(tmp_path / "data"))
+    ambiguous = loaded.map(lambda row: {"drawn": row["image"]}).rename_columns({"label": "ids", "image": "photo"})
+    ambiguous.save_to_disk(folder)
+    settings = [f"data.root={folder}", "steps=2", "data.format=datasets"]
+    with pytest.raises(ValueError, match=r"pass label_column=\.\.\., in a recipe under data\.options"):
+        train(streamed_recipe, settings, output_dir=tmp_path / "unclear")
+    options = "data.options={image_column: photo, label_column: ids, id2label: {0: road, 1: car}, void_ids: [255]}"
+    model = train(streamed_recipe, [*settings, options], output_dir=tmp_path / "clear")
+    record = json.loads((model / "training.json").read_text())
+    assert record["recipe"]["data"]["options"]["label_column"] == "ids"
+    result = evaluate_checkpoint(model, folder, format="datasets", split="val")
+    assert [row["label"] for row in result["per_class"]] == ["road", "car"]
+    assert result["mean_iou"] == pytest.approx(record["evaluation"]["mean_iou"], abs=1e-6)

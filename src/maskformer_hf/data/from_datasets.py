@@ -307,13 +307,20 @@ def from_datasets(
     return as_task(DatasetsReader(cast("datasets.Dataset", table), rows), task)
 
 
+DATASETS_OPTIONS = ("image_column", "label_column", "class_column", "id2label", "stuff_classes", "void_ids")
+"""Arguments of `from_datasets` that `open_datasets` hands on."""
+
+
 def open_datasets(
-    root: str | Path, split: str, task: Task | None = None, *, streaming: bool = False
+    root: str | Path, split: str, task: Task | None = None, *, streaming: bool = False, **options: Any
 ) -> SegmentationDataset:
     """What `save_to_disk` wrote to a folder, or `load_dataset` finds under a name: of the Hub, or of a folder.
 
     Columns are found by their types. Class names that the columns do not have are read from `id2label.json`, next to
     the data or in the Hub's repository: {"0": "road", ...}.
+
+    Args:
+        options: See `from_datasets`; they are `DATASETS_OPTIONS`.
     """
     import datasets
 
@@ -332,7 +339,9 @@ def open_datasets(
             loaded = datasets.load_dataset(str(root), split=split, streaming=streaming)
         except (OSError, ValueError) as error:
             raise ValueError(f"the library datasets cannot open split {split!r} of {root}: {error}") from error
-    return from_datasets(loaded, task=task, id2label=_id2label_file(root))
+    if options.get("id2label") is None:
+        options["id2label"] = _id2label_file(root)
+    return from_datasets(loaded, task=task, **options)
 
 
 def _id2label_file(root: Path) -> dict[int, str] | None:
@@ -436,7 +445,9 @@ def _only(features: Mapping[str, Any], fitting: list[str], known: Sequence[str],
         return fitting[0]
     listing = "\n".join(f"  {name}: {feature}" for name, feature in features.items())
     found = f"columns {fitting} may all be" if fitting else "no column seems to be"
-    raise ValueError(f"{found} that of {what}; pass {argument}=... The columns are\n{listing}")
+    raise ValueError(
+        f"{found} that of {what}; pass {argument}=..., in a recipe under data.options. The columns are\n{listing}"
+    )
 
 
 def _existing(features: Mapping[str, Any], name: str) -> str:

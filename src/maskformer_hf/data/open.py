@@ -1,15 +1,17 @@
 """`open_dataset`: from a folder, in whatever format it is, to a data set to train on."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .ade20k import ade20k, is_ade20k
 from .cityscapes import cityscapes, is_cityscapes
 from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
 from .coco_json import json_kind
 from .color_folder import color_folder, is_color_folder
-from .from_datasets import open_datasets
+from .from_datasets import DATASETS_OPTIONS, open_datasets
 from .instance_folder import InstanceFolder
 from .labelme import is_labelme, labelme
 from .mapillary import is_mapillary, mapillary
@@ -27,11 +29,13 @@ class Format(NamedTuple):
     fits: (root, split) -> whether the files are of this format; None for those that only their name chooses.
     open: (root, split, task) -> the data set. `task` is what was asked for, None if nothing was: for formats whose
         annotations are of several kinds.
+    options: Names of further arguments of `open`.
     """
 
     needs: str
     fits: Callable[[Path, str], bool] | None
-    open: Callable[[Path, str, Task | None], SegmentationDataset]
+    open: Callable[..., SegmentationDataset]
+    options: tuple[str, ...] = ()
 
 
 def _has_folders(*names: str) -> Callable[[Path, str], bool]:
@@ -152,11 +156,13 @@ FORMATS: dict[str, Format] = {
         "dataset_dict.json or state.json, as save_to_disk writes them; if asked for, whatever load_dataset opens",
         lambda root, split: any((root / name).is_file() for name in ("dataset_dict.json", "state.json")),
         open_datasets,
+        DATASETS_OPTIONS,
     ),
     "datasets_streaming": Format(
         "only if asked for: as datasets, but streamed: neither downloaded whole nor kept",
         None,
-        lambda root, split, task: open_datasets(root, split, task, streaming=True),
+        partial(open_datasets, streaming=True),
+        DATASETS_OPTIONS,
     ),
 }
 
@@ -199,6 +205,7 @@ def open_dataset(
     void_classes: Sequence[str] = (),
     unlabelled: Unlabelled | None = None,
     cache: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> SegmentationDataset:
     """Opens a data set; photos and annotations are decoded when asked for.
 
@@ -212,6 +219,8 @@ def open_dataset(
         unlabelled: whether pixels of no segment are "void" (nothing is known about them) or "background" (known to be
             no segment). By default as the format means it: background in instance data, void elsewhere.
         cache: keep decoded samples in memory: pays where decoding competes with training.
+        options: what the format cannot find out: for the `datasets` library the arguments of `from_datasets`, such as
+            `label_column`.
 
     Raises ValueError with the file's name for what does not fit together.
     """
@@ -234,7 +243,17 @@ def open_dataset(
         raise ValueError(f"no split of {root} is named; name at least one")
     parts = []
     for name in splits:
-        kind = FORMATS[find_format(root, name) if format == "auto" else format]
-        parts.append(kind.open(root, name, task))
+        found = find_format(root, name) if format == "auto" else format
+        kind = FORMATS[found]
+        _check_options(options or {}, kind.options, found)
+        parts.append(kind.open(root, name, task, **(options or {})))
     dataset = regroup(concatenate(parts, task, unlabelled), class_groups, void_classes)
     return Cached(dataset) if cache else dataset
+
+
+def _check_options(options: Mapping[str, Any], known: tuple[str, ...], format: str) -> None:
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
+            raise ValueError(f"format {format!r} has no option {name!r}; {remedy}")

@@ -22,6 +22,7 @@ class DataArguments:
     class_groups: Literal["supercategory"] | dict[str, list[str]] | None = None  # or the names in each group
     void_classes: list[str] = field(default_factory=list)
     unlabelled: Literal["void", "background"] | None = None  # None: as the format means it
+    options: dict[str, Any] = field(default_factory=dict)  # of format "datasets": arguments of `from_datasets`
     cache: bool = False  # keep decoded photos in memory
     frames: int = 2  # of a clip, for models of videos
     frame_range: int = 20  # of a video, how far a clip's frames are at most from the one that was drawn first

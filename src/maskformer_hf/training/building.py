@@ -55,6 +55,7 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
             void_classes=arguments.void_classes,
             unlabelled=arguments.unlabelled,
             cache=arguments.cache,
+            options=arguments.options,
         )
         if split is not None
         else None

@@ -198,12 +198,15 @@ def evaluate_checkpoint(
     checkpoint_path(checkpoint)
     root, part = find_data(Path(data), split, format)
     model, processor = load(checkpoint, device, dtype)
-    dataset = open_dataset(root, part, format=format, class_groups=class_groups)
-    trained = _trained_classes(checkpoint)
+    trained = _trained_data(checkpoint)
+    # Which columns the library datasets is to read, if the training data had to say it.
+    options = (trained.get("options") or {}) if format.startswith("datasets") else {}
+    dataset = open_dataset(root, part, format=format, class_groups=class_groups, options=options)
     known, labels = set(dataset.id2label.values()), set((model.config.id2label or {}).values())
     if class_groups is None and trained and labels != known:
         void = [name for name in trained.get("void_classes") or () if name in known]
-        dataset = open_dataset(root, part, format=format, class_groups=trained.get("class_groups"), void_classes=void)
+        groups = trained.get("class_groups")
+        dataset = open_dataset(root, part, format=format, class_groups=groups, void_classes=void, options=options)
     if videos_in(dataset) is None:
         task = _choose_task(task, model, dataset)
     match_classes(model.config, as_task(dataset, task), f"checkpoint {checkpoint}", f"data {data}")
@@ -290,8 +293,8 @@ def find_data(path: Path, split: str | None, format: str = "auto") -> tuple[Path
     return path, "." if split is None else split
 
 
-def _trained_classes(checkpoint: str | Path) -> dict[str, Any]:
-    """What the record of a checkpoint's training says of its data; empty without a record."""
+def _trained_data(checkpoint: str | Path) -> dict[str, Any]:
+    """What the recipe of a checkpoint's training says of its data; empty without a record."""
     path = Path(checkpoint_path(checkpoint)) / "training.json"
     if not path.is_file():
         return {}
