@@ -703,7 +703,8 @@ def _picture_paths(photos: list[Path], output: Path | None, several: bool, write
 
 def _segments_videos(checkpoint: str) -> bool:
     """Whether a checkpoint is one of videos, by its configuration; what is no checkpoint is none."""
-    path = Path(checkpoint).expanduser() / "config.json"
+    bundled = Path(__file__).parent / "checkpoints" / checkpoint / "config.json"
+    path = bundled if bundled.is_file() else Path(checkpoint).expanduser() / "config.json"
     if not path.is_file():
         if checkpoint.count("/") != 1 or checkpoint.startswith((".", "~", "/")):
             return False

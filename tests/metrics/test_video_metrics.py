@@ -185,6 +185,19 @@ def test_flicker_is_what_the_truth_does_not_do():
     assert flickers[2] == pytest.approx(48 / 80 - 42 / 86)
 
 
+def test_nothing_found_is_not_steady():
+    """Of an object that stands still: losing it counts; frames in which it stays lost neither add nor excuse."""
+    true = np.stack([square(0, 0)] * 5)[None]
+    flickers = []
+    for frames in ((0, 1), (0, 1, 2, 3), (0, 2, 4), (2,)):
+        found = true.copy()
+        found[:, [frame for frame in range(5) if frame not in frames]] = False
+        measure = RegionSimilarity()
+        measure.update({"segmentations": encoded(found)}, {"segmentations": encoded(true)})
+        flickers.append(measure.compute()["flicker"])
+    assert flickers == pytest.approx([1 / 2, 1 / 4, 1, 1])
+
+
 def test_tubes_of_other_lengths_or_sizes_are_refused():
     true = np.ones((1, 3, *SIZE), bool)
     for found in (true[:, :2], true[..., :20]):

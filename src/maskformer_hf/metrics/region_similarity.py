@@ -21,8 +21,8 @@ class RegionSimilarity:
 
     Flicker of an object: how much less its detection resembles itself from one frame to the next than the object does,
     max(0, IoU(object in t, object in t + 1) - IoU(detection in t, detection in t + 1)), the mean over the pairs of
-    frames that both show the object. 0 is as steady as the truth, or steadier; that of an object without a detection
-    does not count.
+    frames that both show the object, and one of which at least shows the detection: nothing found is not steady. 0 is
+    as steady as the truth, or steadier; that of an object without a detection does not count.
 
     Crowds are left out. Memory: two numbers an object.
     """
@@ -75,15 +75,17 @@ def _flicker(found: Sequence[Any], true: Sequence[Any]) -> float:
     drops = [
         max(0.0, _overlap(true[frame], true[frame + 1]) - _overlap(found[frame], found[frame + 1]))
         for frame in range(len(true) - 1)
-        if true[frame] is not None and true[frame + 1] is not None
+        if true[frame] is not None
+        and true[frame + 1] is not None
+        and (found[frame] is not None or found[frame + 1] is not None)
     ]
     return float(np.mean(drops)) if drops else float("nan")
 
 
 def _overlap(first: Any, second: Any) -> float:
-    """Intersection over union of two masks; two without a pixel are equal."""
+    """Intersection over union of two masks, one of which has a pixel."""
     from pycocotools import mask as coco_mask
 
     if first is None or second is None:
-        return float(first is second)
+        return 0.0
     return float(np.asarray(coco_mask.iou([first], [second], [0]))[0, 0])
