@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torchvision import tv_tensors
 
 from maskformer_hf import predict
 from maskformer_hf.data import VOID, planes_from_masks
-from maskformer_hf.training import evaluate, format_table
+from maskformer_hf.training import evaluate, evaluate_checkpoint, format_table
 from maskformer_hf.training.comparison import draw_worst
 from maskformer_hf.training.evaluation import write_json
 
@@ -259,3 +260,12 @@ def tiny_checkpoint_dir(tmp_path_factory, tiny_model, tiny_processor):
     tiny_model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+def test_groups_of_the_training_are_for_its_own_classes(shapes, tiny_checkpoint, tmp_path):
+    """Data of other classes are not grouped as those were: it is said which classes differ."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "grouped")
+    data = {"class_groups": {"car": ["bus", "van"]}, "void_classes": []}
+    (folder / "training.json").write_text(json.dumps({"recipe": {"data": data}}))
+    with pytest.raises(ValueError, match=r"different classes .*only in data .*: 'box'"):
+        evaluate_checkpoint(folder, shapes / "val")

@@ -19,7 +19,7 @@ from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSeg
 from maskformer_hf.models.modeling_video import MaskFormerHfForVideoSegmentation
 from maskformer_hf.models.video_processing_maskformer import MaskFormerHfVideoProcessor
 from maskformer_hf.presets import MASK2FORMER
-from maskformer_hf.training import train
+from maskformer_hf.training import evaluate_checkpoint, train
 from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.evaluation import evaluate
 
@@ -167,7 +167,7 @@ def test_a_model_of_photos_trains_on_the_frames(recipe, tmp_path):
     assert line["val_method"] == "single frames"
 
 
-def test_what_a_model_of_videos_cannot_be_trained_or_measured_on(recipe, clips, shapes, mask2former):
+def test_what_a_model_of_videos_cannot_be_trained_or_measured_on(recipe, clips, shapes, mask2former, tmp_path):
     for setting in (f"data.root={shapes}", "data.class_groups={thing: [object]}", "data.train=[train, val]"):
         settings = [setting, "data.check=false", "data.validation=null"]
         with pytest.raises(ValueError, match="a model of videos trains on videos as they are"):
@@ -180,6 +180,10 @@ def test_what_a_model_of_videos_cannot_be_trained_or_measured_on(recipe, clips, 
     for data in (open_dataset(shapes, "val"), open_dataset(clips, "val", task="semantic")):
         with pytest.raises(ValueError, match="a model of videos is measured on videos as they are"):
             evaluate(model, MaskFormerHfVideoProcessor(), data)
+    model.save_pretrained(tmp_path)
+    MaskFormerHfVideoProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a model of videos is measured on videos as they are"):
+        evaluate_checkpoint(tmp_path, shapes / "val")
 
 
 def test_the_frames_are_looked_at_before_training(recipe, tmp_path):

@@ -16,6 +16,7 @@ from ..data import (
     Sample,
     SegmentationDataset,
     Task,
+    VideoDataset,
     class_map,
     open_dataset,
     videos_in,
@@ -72,12 +73,7 @@ def evaluate(
 
     Raises ValueError where the classes of the model and of the data have other names; their order may differ.
     """
-    videos = videos_in(dataset) if task is None else None
-    if sees_clips(model.config) and videos is None:
-        raise ValueError(
-            "a model of videos is measured on videos as they are: data of format 'youtube_vis' or 'davis', without a "
-            "task, class_groups and void_classes"
-        )
+    videos = _videos_to_measure(model, dataset, task)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     autocast = torch.autocast(
         device.type, torch.float16 if mixed_precision == "fp16" else torch.bfloat16, enabled=mixed_precision != "no"
@@ -203,11 +199,12 @@ def evaluate_checkpoint(
     options = (trained.get("options") or {}) if format.startswith("datasets") else {}
     dataset = open_dataset(root, part, format=format, class_groups=class_groups, options=options)
     known, labels = set(dataset.id2label.values()), set((model.config.id2label or {}).values())
-    if class_groups is None and trained and labels != known:
+    groups = trained.get("class_groups")
+    members = {name for group in groups.values() for name in group} if isinstance(groups, dict) else set()
+    if class_groups is None and trained and labels != known and members <= known:
         void = [name for name in trained.get("void_classes") or () if name in known]
-        groups = trained.get("class_groups")
         dataset = open_dataset(root, part, format=format, class_groups=groups, void_classes=void, options=options)
-    if videos_in(dataset) is None:
+    if _videos_to_measure(model, dataset, task) is None:
         task = _choose_task(task, model, dataset)
     match_classes(model.config, as_task(dataset, task), f"checkpoint {checkpoint}", f"data {data}")
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "data": str(data), "split": split}
@@ -232,6 +229,17 @@ def evaluate_checkpoint(
     if json_path is not None:
         write_json(Path(json_path), result)
     return result
+
+
+def _videos_to_measure(model: Model, dataset: SegmentationDataset, task: Task | None) -> VideoDataset | None:
+    """None where single images are to be measured. Raises ValueError where a model of videos would have to."""
+    videos = videos_in(dataset) if task is None else None
+    if sees_clips(model.config) and videos is None:
+        raise ValueError(
+            "a model of videos is measured on videos as they are: data of format 'youtube_vis' or 'davis', without a "
+            "task, class_groups and void_classes"
+        )
+    return videos
 
 
 def match_classes(config: Any, dataset: SegmentationDataset, model_name: str, data_name: str) -> list[int]:
