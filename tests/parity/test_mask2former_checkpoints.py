@@ -63,7 +63,7 @@ def random_model(backbone: str) -> transformers.Mask2FormerForUniversalSegmentat
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     if not isinstance(model.model.transformer_module.input_projections, nn.ModuleList):
-        # Before 5.23 it keeps them where neither files nor optimizers find them.
+        # Some versions (5.17) keep them where neither files nor optimizers find them.
         config.hidden_dim = config.feature_size
         model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_losses_with_the_same_points(theirs, ours, monkeypatch):
 
     def fixed(*size, **_):
         if size == ([],):
-            # Transformers before 5.23 draws a number for every layer, which it then does not use.
+            # Some versions (5.17) draw a number for every layer, which they then do not use.
             return torch.zeros([])
         size = size[:-1] if size[-1] == 2 else size
         return points[: size[-1]].expand(*size, 2).clone()

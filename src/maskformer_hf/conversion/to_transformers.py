@@ -2,6 +2,7 @@
 package."""
 
 import re
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -152,7 +153,8 @@ def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerCo
         translated[names["use_auxiliary_loss"]] = True
     for name in {"no_object_weight", "class_weight", "mask_weight", "dice_weight", *_RATIOS} & names.keys():
         translated[names[name]] = float(translated[names[name]])
-    read_back = MaskFormerHfConfig.from_dict({**translated, "model_type": target.config.model_type})
+    # A copy: some versions of transformers take their own keys out of nested dictionaries.
+    read_back = MaskFormerHfConfig.from_dict(deepcopy({**translated, "model_type": target.config.model_type}))
     common = {"backbone_config", *(field.name for field in fields(PreTrainedConfig))}
     own = sorted(field.name for field in fields(MaskFormerHfConfig) if field.name not in common)
     section = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(read_back, name)}

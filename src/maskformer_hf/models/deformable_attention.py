@@ -216,7 +216,7 @@ def sample_grids(
         plan.first_cells,
         locations.unflatten(2, points),
         weights_BSX.unflatten(2, points),
-        len(values_BSC),
+        values_BSC.shape[0],  # `len` would make it a constant of an exported graph
     )
     return sums_BSC.to(values_BSC.dtype)
 
