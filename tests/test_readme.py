@@ -35,7 +35,7 @@ def workplace(tmp_path, monkeypatch, tiny_checkpoint) -> Path:
 
 def test_python_blocks_run(workplace):
     code = blocks("python")
-    assert len(code) == 5
+    assert len(code) == 6
     namespace = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
@@ -46,7 +46,7 @@ def test_python_blocks_run(workplace):
 def test_commands_run(workplace):
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("maskformer ")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, f"{command}\n{result.output}"
