@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA, softplus
+from .matcher import FOCAL_ALPHA
 
 # Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
 CHUNK = {"cpu": 2**18}
@@ -195,7 +195,7 @@ def _pixel_losses(
     # Turned so that every pixel is a negative one: its probability is how wrong it is.
     logits_LHWM *= sign_HWM
     wrong = logits_LHWM.sigmoid()
-    loss = softplus(logits_LHWM)
+    loss = F.softplus(logits_LHWM)
     square = wrong.square() if mask_term == "focal" else None
     if square is not None:
         loss *= square

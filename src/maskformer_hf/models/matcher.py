@@ -81,21 +81,6 @@ def matching_costs(
     return costs_LBQN
 
 
-def softplus(x: torch.Tensor) -> torch.Tensor:
-    """log(1 + exp(x)) of float32, exact to 2e-7 of itself, or where it is smaller than that to 6e-8; not for gradients.
-
-    torch's takes `log1p`, which on many CPUs is twenty times as slow as `exp` and `log` of numbers between 1 and 2.
-    """
-    if x.device.type != "cpu":
-        return F.softplus(x)
-    small = x.abs().neg_().exp_()
-    rounded = small + 1
-    result = rounded.log()
-    # What the sum has kept of `small`: the logarithm is off by as much as it lost.
-    kept = rounded.sub_(1).clamp_(min=2**-24)
-    return result.mul_(small).div_(kept).add_(x.relu())
-
-
 def _mask_costs(
     logits_QX: torch.Tensor, targets_NX: torch.Tensor, counted_X: torch.Tensor | None, mask_term: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +89,7 @@ def _mask_costs(
     probability = logits_QX.sigmoid()
     # softplus(x) is the cross-entropy of a negative pixel, softplus(x) - x that of a positive one. Passes over these
     # maps are what matching costs, so both kinds of pixel share one matrix product.
-    negative = softplus(logits_QX)
+    negative = F.softplus(logits_QX)
     if mask_term == "focal":
         positive = (1 - probability).square_().mul_(negative - logits_QX).mul_(FOCAL_ALPHA)
         negative.mul_(probability).mul_(probability).mul_(1 - FOCAL_ALPHA)
