@@ -37,7 +37,7 @@ def example(small, large, with_void=False, dtype=torch.float64):
 
 def small_parts(monkeypatch):
     monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**8)
-    monkeypatch.setattr(mask_losses, "SMALL_CHUNK", 2**8)
+    monkeypatch.setattr(mask_losses, "WIDE_CHUNK", 2**8)
 
 
 @pytest.mark.parametrize("with_void", [False, True])

@@ -1,18 +1,21 @@
 """What matched masks lose: focal loss or cross-entropy, and dice loss; of values at points, and of every pixel."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA
+from .matcher import FOCAL_ALPHA, softplus
 
 # Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
-CHUNK = {"cpu": 2**18}
+CHUNK = {"cpu": 2**19}
 DEFAULT_CHUNK = 2**24
-# Values of masks before they are upsampled, likewise: a bound on the memory of a step, not on its speed.
-SMALL_CHUNK = 2**23
+# Values of masks of which only the columns are upsampled, likewise: a bound on the memory of a step, not on its speed.
+WIDE_CHUNK = 2**23
+# Rows and columns that are made by one product of matrices: the fewer, the fewer of its weights are zero.
+ROWS, COLUMNS = 32, 64
 
 
 def focal_loss(
@@ -79,11 +82,7 @@ def dense_losses(
 
 class _DenseLosses(torch.autograd.Function):
     """Both losses are sums over pixels, up to factors that are known at the end. So is their slope at each small logit,
-    a sum over the pixels around it, and can be had in the same pass as the losses.
-
-    Maps are held with the masks as their last dimension, so that both axes of the image are far from it and reading or
-    adding to rows and columns by index is fast.
-    """
+    a sum over the pixels around it, and can be had in the same pass as the losses."""
 
     @staticmethod
     def forward(
@@ -94,25 +93,25 @@ class _DenseLosses(torch.autograd.Function):
         counted_BHW: torch.Tensor | None,
         image_M: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_layers, num_masks, *small_size = logits_LMhw.shape
+        num_layers, num_masks = logits_LMhw.shape[:2]
         with_slopes = ctx.needs_input_grad[0]
         mask_loss_LM, dice_LM = logits_LMhw.new_empty(2, num_layers, num_masks)
         slopes_KLMhw = logits_LMhw.new_empty(2 * with_slopes, *logits_LMhw.shape)
-        step = max(1, SMALL_CHUNK // (num_layers * small_size[0] * small_size[1]))
-        for start in range(0, num_masks, step):
-            masks = slice(start, start + step)
-            small_LhwM = logits_LMhw[:, masks].permute(0, 2, 3, 1).contiguous()
-            mask_loss, dice, slopes = _losses_and_slopes(
-                small_LhwM,
-                targets_MHW[masks],
-                mask_term,
-                counted_BHW,
-                None if image_M is None else image_M[masks],
-                with_slopes,
-            )
-            mask_loss_LM[:, masks], dice_LM[:, masks] = mask_loss, dice
-            if with_slopes:
-                slopes_KLMhw[:, :, masks] = slopes.permute(0, 1, 4, 2, 3)
+        workspace = _workspace(logits_LMhw, targets_MHW, with_slopes)
+        # Products of matrices are in the precision of the logits, under autocast too.
+        with torch.autocast(logits_LMhw.device.type, enabled=False):
+            for start in range(0, num_masks, workspace.num_masks):
+                masks = slice(start, start + workspace.num_masks)
+                mask_loss_ML, dice_ML, slopes = _losses_and_slopes(
+                    logits_LMhw[:, masks].transpose(0, 1).contiguous(),
+                    targets_MHW[masks],
+                    mask_term,
+                    counted_BHW[image_M[masks]] if counted_BHW is not None and image_M is not None else None,
+                    workspace,
+                )
+                mask_loss_LM[:, masks], dice_LM[:, masks] = mask_loss_ML.T, dice_ML.T
+                for slope_LMhw, slope_MLhw in zip(slopes_KLMhw, slopes, strict=True):
+                    slope_LMhw[:, masks] = slope_MLhw.transpose(0, 1)
         ctx.save_for_backward(slopes_KLMhw)
         return mask_loss_LM, dice_LM
 
@@ -125,127 +124,51 @@ class _DenseLosses(torch.autograd.Function):
         return grad_LMhw, None, None, None, None
 
 
-def _losses_and_slopes(
-    small_LhwM: torch.Tensor,
-    targets_MHW: torch.Tensor,
-    mask_term: str,
-    counted_BHW: torch.Tensor | None,
-    image_M: torch.Tensor | None,
-    with_slopes: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    num_layers, height, width, num_masks = small_LhwM.shape
-    sums_KLM = small_LhwM.new_zeros(3, num_layers, num_masks)  # mask term; wrong; wrong inside of the target
-    counts_KM = small_LhwM.new_zeros(2, num_masks)  # pixels; pixels of the target
-    slopes_KLhwM = small_LhwM.new_zeros(3 * with_slopes, *small_LhwM.shape)
-    chunk = CHUNK.get(small_LhwM.device.type, DEFAULT_CHUNK) // (num_layers * num_masks)
-    # Parts a few columns wide and many rows high: the last step adds row by row, whatever the number of columns.
-    num_columns = max(8, chunk // 32)
-    num_rows = max(8, chunk // min(num_columns, targets_MHW.shape[2]))
-    all_columns = _bands(width, targets_MHW.shape[2], num_columns, small_LhwM)
-    for rows in _bands(height, targets_MHW.shape[1], num_rows, small_LhwM):
-        for columns in all_columns:
-            here = (slice(None), rows.large, columns.large)
-            target_HWM = targets_MHW[here].permute(1, 2, 0).contiguous().to(small_LhwM.dtype)
-            counted_HWM = None
-            if counted_BHW is not None:
-                counted_HWM = counted_BHW[here][image_M].permute(1, 2, 0).contiguous().to(small_LhwM.dtype)
-            around = small_LhwM[:, rows.small, columns.small]
-            logits_LHWM = rows.read(columns.read(around, 2), 1)
-            maps_KLHWM = _pixel_losses(
-                logits_LHWM, target_HWM, counted_HWM, mask_term, sums_KLM, counts_KM, with_slopes
-            )
-            if with_slopes:
-                sums_of_rows = maps_KLHWM.new_zeros(3, *around.shape[:2], *maps_KLHWM.shape[3:])
-                rows.add(sums_of_rows, maps_KLHWM, 2)
-                columns.add(slopes_KLhwM[:, :, rows.small, columns.small], sums_of_rows, 3)
-
-    num_pixels, target_sum = counts_KM
-    num_pixels = num_pixels.clamp(min=1)
-    mask_sum, wrong, wrong_inside = sums_KLM
-    # What is wrong inside of the target is missing from the prediction, what is wrong outside is too much.
-    numerator = 2 * (target_sum - wrong_inside) + 1
-    denominator = 2 * target_sum + wrong - 2 * wrong_inside + 1
-    if with_slopes:
-        mask_slope, variance, variance_inside = (slopes_KLhwM[k] for k in range(3))
-        mask_slope /= num_pixels
-        per_mask = (slice(None), None, None)
-        variance *= (numerator / denominator.square())[per_mask]
-        variance.addcmul_(variance_inside, (-2 / denominator)[per_mask])
-    return mask_sum / num_pixels, 1 - numerator / denominator, slopes_KLhwM[:2]
-
-
-def _pixel_losses(
-    logits_LHWM: torch.Tensor,
-    target_HWM: torch.Tensor,
-    counted_HWM: torch.Tensor | None,
-    mask_term: str,
-    sums_KLM: torch.Tensor,
-    counts_KM: torch.Tensor,
-    with_slopes: bool,
-) -> torch.Tensor:
-    """Add the losses of some pixels to the sums, and return (3, L, H, W, M): the slope of the mask term, p (1 - p), and
-    the latter inside of the target, from which follows the slope of the dice loss. `logits_LHWM` is overwritten."""
-    sign_HWM = 1 - 2 * target_HWM
-    weight_HWM = (1 - FOCAL_ALPHA) + (2 * FOCAL_ALPHA - 1) * target_HWM if mask_term == "focal" else None
-    if counted_HWM is not None:
-        target_HWM = target_HWM * counted_HWM
-        weight_HWM = counted_HWM if weight_HWM is None else weight_HWM * counted_HWM
-    counts_KM[0] += target_HWM.shape[0] * target_HWM.shape[1] if counted_HWM is None else counted_HWM.sum((0, 1))
-    counts_KM[1] += target_HWM.sum((0, 1))
-    # Turned so that every pixel is a negative one: its probability is how wrong it is.
-    logits_LHWM *= sign_HWM
-    wrong = logits_LHWM.sigmoid()
-    loss = F.softplus(logits_LHWM)
-    square = wrong.square() if mask_term == "focal" else None
-    if square is not None:
-        loss *= square
-    maps_KLHWM = logits_LHWM.new_empty(3 * with_slopes, *logits_LHWM.shape)
-    scratch = logits_LHWM  # no longer needed
-    if with_slopes:
-        mask_slope, variance, variance_inside = maps_KLHWM.unbind(0)
-        if square is None:
-            mask_slope.copy_(wrong)
-        else:
-            # Of w^2 l by the logit, where w' = w (1 - w) and l' = w: 2 w^2 l (1 - w) + w^3.
-            torch.add(square, loss, alpha=-2, out=mask_slope)
-            mask_slope.mul_(wrong).add_(loss, alpha=2)
-        mask_slope *= sign_HWM if weight_HWM is None else sign_HWM * weight_HWM
-        torch.addcmul(wrong, wrong, wrong, value=-1, out=variance)
-        torch.mul(variance, target_HWM, out=variance_inside)
-        if counted_HWM is not None:
-            variance *= counted_HWM
-    sums_KLM[0] += (loss if weight_HWM is None else torch.mul(loss, weight_HWM, out=scratch)).sum((1, 2))
-    sums_KLM[1] += (wrong if counted_HWM is None else torch.mul(wrong, counted_HWM, out=scratch)).sum((1, 2))
-    sums_KLM[2] += torch.mul(wrong, target_HWM, out=scratch).sum((1, 2))
-    return maps_KLHWM
-
-
 class _Band(NamedTuple):
     """Some rows (or columns) of an upsampled map, and those of the small map that they are mixtures of.
 
     Attributes:
-        lower, upper: Indices into `small`, one for each row of `large`.
-        share: Of the upper one in the mixture.
+        weights: (large, small), how much of each is in the mixture.
     """
 
     large: slice
     small: slice
-    lower: torch.Tensor
-    upper: torch.Tensor
-    share: torch.Tensor
+    weights: torch.Tensor
 
-    def read(self, small: torch.Tensor, dim: int) -> torch.Tensor:
-        share = self._along(dim, small)
-        return torch.lerp(small.index_select(dim, self.lower), small.index_select(dim, self.upper), share)
 
-    def add(self, small: torch.Tensor, large: torch.Tensor, dim: int):
-        """The transpose of `read`. `large` is overwritten."""
-        upper = large * self._along(dim, large)
-        small.index_add_(dim, self.upper, upper)
-        small.index_add_(dim, self.lower, large.sub_(upper))
+class _Workspace(NamedTuple):
+    """All masks are worked on in the same memory: making it anew would cost a CPU as much as the work.
 
-    def _along(self, dim: int, like: torch.Tensor) -> torch.Tensor:
-        return self.share.reshape(-1, *[1] * (like.dim() - dim - 1))
+    Attributes:
+        num_masks: That are worked on at a time.
+        wide: Maps (num_masks, L, h, W), of which only the columns are upsampled: of the logits, and of three slopes
+            where these are wanted.
+        parts: Three maps (num_masks, L, H, W) of as many upsampled rows as the longest band.
+    """
+
+    num_masks: int
+    rows: list[_Band]
+    columns: list[_Band]
+    wide: list[torch.Tensor]
+    parts: list[torch.Tensor]
+
+
+def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor, with_slopes: bool) -> _Workspace:
+    num_layers, num_masks, height, width = logits_LMhw.shape
+    large_height, large_width = targets_MHW.shape[1:]
+    chunk = CHUNK.get(logits_LMhw.device.type, DEFAULT_CHUNK)
+    num_masks = min(
+        num_masks, chunk // (num_layers * ROWS * large_width), WIDE_CHUNK // (num_layers * height * large_width)
+    )
+    num_masks = max(1, num_masks)
+    num_rows = min(large_height, max(ROWS, chunk // (num_layers * num_masks * large_width)))
+    return _Workspace(
+        num_masks,
+        _bands(height, large_height, num_rows, logits_LMhw),
+        _bands(width, large_width, COLUMNS, logits_LMhw),
+        [logits_LMhw.new_empty(num_masks, num_layers, height, large_width) for _ in range(1 + 3 * with_slopes)],
+        [logits_LMhw.new_empty(num_masks, num_layers, num_rows, large_width) for _ in range(3)],
+    )
 
 
 def _bands(small: int, large: int, step: int, like: torch.Tensor) -> list[_Band]:
@@ -253,11 +176,130 @@ def _bands(small: int, large: int, step: int, like: torch.Tensor) -> list[_Band]
     position = ((torch.arange(large, dtype=torch.float64) + 0.5) * (small / large) - 0.5).clamp_(min=0)
     lower = position.long()
     upper = (lower + 1).clamp_(max=small - 1)
-    share = (position - lower).to(like)
+    share = position - lower
     bands = []
     for start in range(0, large, step):
         part = slice(start, min(start + step, large))
         first, last = int(lower[part.start]), int(upper[part.stop - 1])
-        own_lower, own_upper = (x[part].sub(first).to(like.device) for x in (lower, upper))
-        bands.append(_Band(part, slice(first, last + 1), own_lower, own_upper, share[part]))
+        weights = torch.zeros(part.stop - part.start, last + 1 - first, dtype=torch.float64)
+        weights.scatter_add_(1, (lower[part] - first)[:, None], (1 - share[part])[:, None])
+        weights.scatter_add_(1, (upper[part] - first)[:, None], share[part][:, None])
+        bands.append(_Band(part, slice(first, last + 1), weights.to(like)))
     return bands
+
+
+def _losses_and_slopes(
+    small_MLhw: torch.Tensor,
+    targets_MHW: torch.Tensor,
+    mask_term: str,
+    counted_MHW: torch.Tensor | None,
+    workspace: _Workspace,
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Both losses (M, L) of no more masks than `workspace` is for, and both slopes (M, L, h, w), where wanted.
+
+    Maps are upsampled by products of matrices: all columns first, then the rows of one part after the other. What each
+    part has of the slopes goes the same way back, by the transposed matrices.
+    """
+    num_masks, num_layers = small_MLhw.shape[:2]
+    logits_MLhW, *slopes_MLhW = (memory[:num_masks] for memory in workspace.wide)
+    for columns in workspace.columns:
+        around, here = small_MLhw[..., columns.small], logits_MLhW[..., columns.large]
+        torch.mm(_as_rows(around), columns.weights.T, out=_as_rows(here))
+    for slope_MLhW in slopes_MLhW:
+        slope_MLhW.zero_()
+    sums_KML = small_MLhw.new_zeros(3, num_masks, num_layers)  # mask term; wrong; wrong inside of the target
+    counts_KM1 = small_MLhw.new_zeros(2, num_masks, 1)  # pixels; pixels of the target
+    for rows in workspace.rows:
+        weights_NHh = rows.weights.expand(num_masks * num_layers, -1, -1)
+        part_MLHW, wrong_MLHW, slope_MLHW = (x[:num_masks, :, : len(rows.weights)] for x in workspace.parts)
+        torch.bmm(weights_NHh, logits_MLhW[:, :, rows.small].flatten(0, 1), out=part_MLHW.flatten(0, 1))
+        # A CPU makes floats of bytes ten times as fast as of booleans.
+        target_M1HW = targets_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
+        counted_M1HW = (
+            None if counted_MHW is None else counted_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
+        )
+        maps = (part_MLHW, wrong_MLHW, slope_MLHW, target_M1HW, counted_M1HW)
+        _add_losses(*maps, mask_term, sums_KML, counts_KM1)
+        for slope_MLhW, map_MLHW in zip(slopes_MLhW, _slopes(*maps), strict=False):
+            # No `baddbmm_`: into a part of a map it goes matrix by matrix on a CPU.
+            slope_NhW = torch.bmm(weights_NHh.mT, map_MLHW.flatten(0, 1))
+            slope_MLhW[:, :, rows.small] += slope_NhW.view(num_masks, num_layers, -1, slope_NhW.shape[-1])
+
+    num_pixels, target_sum = counts_KM1
+    num_pixels = num_pixels.clamp(min=1)
+    mask_sum, wrong, wrong_inside = sums_KML
+    # What is wrong inside of the target is missing from the prediction, what is wrong outside is too much.
+    numerator = 2 * (target_sum - wrong_inside) + 1
+    denominator = 2 * target_sum + wrong - 2 * wrong_inside + 1
+    slopes = []
+    if slopes_MLhW:
+        mask_slope, variance, variance_inside = slopes_MLhW
+        mask_slope /= num_pixels[..., None, None]
+        variance *= (numerator / denominator.square())[..., None, None]
+        variance.addcmul_(variance_inside, (-2 / denominator)[..., None, None])
+        for slope_MLhW in (mask_slope, variance):
+            slopes.append(torch.zeros_like(small_MLhw))
+            for columns in workspace.columns:
+                around, here = slopes[-1][..., columns.small], slope_MLhW[..., columns.large]
+                _as_rows(around).addmm_(_as_rows(here), columns.weights)
+    return mask_sum / num_pixels, 1 - numerator / denominator, slopes
+
+
+def _add_losses(
+    part_MLHW: torch.Tensor,
+    wrong_MLHW: torch.Tensor,
+    slope_MLHW: torch.Tensor,
+    target_M1HW: torch.Tensor,
+    counted_M1HW: torch.Tensor | None,
+    mask_term: str,
+    sums_KML: torch.Tensor,
+    counts_KM1: torch.Tensor,
+) -> None:
+    """Add the losses of some pixels, whose logits are in `part_MLHW`, to the sums.
+
+    Leaves in `wrong_MLHW` how wrong each pixel's probability is, in `slope_MLHW` the slope of the mask term.
+    """
+    sign = 1 - 2 * target_M1HW
+    positive_weight, negative_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
+    weight = negative_weight + (positive_weight - negative_weight) * target_M1HW
+    if counted_M1HW is None:
+        counts_KM1[0] += target_M1HW[0].numel()
+    else:
+        weight, target_M1HW = weight * counted_M1HW, target_M1HW * counted_M1HW
+        counts_KM1[0] += counted_M1HW.sum((2, 3))
+    counts_KM1[1] += target_M1HW.sum((2, 3))
+    # Turned so that every pixel is a negative one: its probability is how wrong it is.
+    torch.sigmoid(part_MLHW.mul_(sign), out=wrong_MLHW)
+    loss_MLHW = softplus(part_MLHW, wrong_MLHW, out=part_MLHW, scratch=slope_MLHW)
+    if mask_term == "focal":
+        square_MLHW = torch.mul(wrong_MLHW, weight, out=slope_MLHW).mul_(wrong_MLHW)
+        sums_KML[0] += loss_MLHW.mul_(square_MLHW).sum((2, 3))
+        # Of w^2 l by the logit, where w' = w (1 - w) and l' = w: 2 w^2 l (1 - w) + w^2 w.
+        torch.lerp(loss_MLHW.mul_(2), square_MLHW, wrong_MLHW, out=slope_MLHW).mul_(sign)
+    else:
+        sums_KML[0] += loss_MLHW.mul_(weight).sum((2, 3))
+        torch.mul(wrong_MLHW, sign * weight, out=slope_MLHW)
+    scratch_MLHW = part_MLHW
+    counted = wrong_MLHW if counted_M1HW is None else torch.mul(wrong_MLHW, counted_M1HW, out=scratch_MLHW)
+    sums_KML[1] += counted.sum((2, 3))
+    sums_KML[2] += torch.mul(wrong_MLHW, target_M1HW, out=scratch_MLHW).sum((2, 3))
+
+
+def _slopes(
+    scratch_MLHW: torch.Tensor,
+    wrong_MLHW: torch.Tensor,
+    slope_MLHW: torch.Tensor,
+    target_M1HW: torch.Tensor,
+    counted_M1HW: torch.Tensor | None,
+) -> Iterator[torch.Tensor]:
+    """The slope of the mask term, p (1 - p), and the latter inside of the target, from which follows the slope of the
+    dice loss. The last two are in the same memory."""
+    yield slope_MLHW
+    variance_MLHW = torch.addcmul(wrong_MLHW, wrong_MLHW, wrong_MLHW, value=-1, out=scratch_MLHW)
+    yield variance_MLHW if counted_M1HW is None else variance_MLHW.mul_(counted_M1HW)
+    yield variance_MLHW.mul_(target_M1HW)
+
+
+def _as_rows(maps: torch.Tensor) -> torch.Tensor:
+    """All rows of all maps below each other: a view."""
+    return maps.view(-1, maps.shape[-1])

@@ -81,6 +81,21 @@ def matching_costs(
     return costs_LBQN
 
 
+def softplus(
+    x: torch.Tensor, probability: torch.Tensor, out: torch.Tensor | None = None, scratch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log(1 + exp(x)), exact to 6e-8 absolute or relative, whichever is more; not for gradients.
+
+    Where `probability`, the sigmoid of x, is known, a CPU needs neither `exp` nor `log1p`, which is slow on many: it
+    takes max(x, 0) - log(max(p, 1 - p)), in the memory of `out`, which may be x, and of `scratch`.
+    """
+    if x.device.type != "cpu":
+        return F.softplus(x)
+    scratch = torch.sub(torch.ones((), dtype=x.dtype), probability, out=scratch)
+    torch.maximum(scratch, probability, out=scratch).log_()
+    return torch.clamp(x, min=0, out=out).sub_(scratch)
+
+
 def _mask_costs(
     logits_QX: torch.Tensor, targets_NX: torch.Tensor, counted_X: torch.Tensor | None, mask_term: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,23 +104,26 @@ def _mask_costs(
     probability = logits_QX.sigmoid()
     # softplus(x) is the cross-entropy of a negative pixel, softplus(x) - x that of a positive one. Passes over these
     # maps are what matching costs, so both kinds of pixel share one matrix product.
-    negative = F.softplus(logits_QX)
+    negative = softplus(logits_QX, probability)
     if mask_term == "focal":
-        positive = (1 - probability).square_().mul_(negative - logits_QX).mul_(FOCAL_ALPHA)
-        negative.mul_(probability).mul_(probability).mul_(1 - FOCAL_ALPHA)
-        positive.sub_(negative)
+        complement = 1 - probability
+        positive = (negative - logits_QX).mul_(complement).mul_(complement)
+        negative.mul_(probability).mul_(probability)
+        positive_weight, negative_weight = FOCAL_ALPHA, 1 - FOCAL_ALPHA
+        positive.sub_(negative, alpha=negative_weight / positive_weight)
     else:
         positive = -logits_QX
+        positive_weight = negative_weight = 1.0
     num_pixels: float | torch.Tensor = logits_QX.shape[1]
     if counted_X is not None:
         num_pixels = counted_X.sum().clamp(min=1)
         targets_XN = targets_XN * counted_X[:, None]
         negative *= counted_X
         probability *= counted_X
-    mask_cost = (negative.sum(1, keepdim=True) + positive @ targets_XN) / num_pixels
+    mask_cost = negative_weight * negative.sum(1, keepdim=True) + positive_weight * (positive @ targets_XN)
     numerator = 2 * (probability @ targets_XN) + 1
     denominator = probability.sum(1, keepdim=True) + targets_XN.sum(0) + 1
-    return mask_cost, 1 - numerator / denominator
+    return mask_cost / num_pixels, 1 - numerator / denominator
 
 
 def _values(masks_NHW: torch.Tensor, size: Sequence[int], points_P2: torch.Tensor | None) -> torch.Tensor:

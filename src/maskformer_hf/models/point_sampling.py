@@ -5,6 +5,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+# Pixels of boolean masks that are copied to floats at a time, on a CPU and elsewhere: a bound on memory.
+CHUNK = (2**20, 2**24)
+
 
 def uniform_points(*size: int, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
     """Random points (*size, 2), x and y in [0, 1)."""
@@ -22,28 +25,26 @@ def sample_points(masks_NHW: torch.Tensor, points_NP2: torch.Tensor) -> torch.Te
     """
     num_maps, *shared, height, width = masks_NHW.shape
     masks_NCHW = masks_NHW.reshape(num_maps, math.prod(shared), height, width)
+    grid_N1P2 = 2 * points_NP2[:, None] - 1
     if masks_NHW.is_floating_point():
-        grid = 2 * points_NP2[:, None] - 1
-        values_NCP = F.grid_sample(masks_NCHW.float(), grid, align_corners=False)[:, :, 0]
+        values_NC1P = F.grid_sample(masks_NCHW.float(), grid_N1P2, align_corners=False)
     else:
-        values_NCP = _sample_boolean(masks_NCHW, points_NP2)
-    return values_NCP.reshape(num_maps, *shared, points_NP2.shape[1])
+        values_NC1P = _sample_boolean(masks_NCHW, grid_N1P2)
+    return values_NC1P.reshape(num_maps, *shared, points_NP2.shape[1])
 
 
-def _sample_boolean(masks_NCHW: torch.Tensor, points_NP2: torch.Tensor) -> torch.Tensor:
+def _sample_boolean(masks_NCHW: torch.Tensor, grid_N1P2: torch.Tensor) -> torch.Tensor:
+    """`F.grid_sample` by copies of a few masks at a time: on a CPU even a copy for a single layer's points is many
+    times as fast as to gather the corners of all points and to mix them."""
     num_channels, height, width = masks_NCHW.shape[1:]
-    x = points_NP2[..., 0] * width - 0.5
-    y = points_NP2[..., 1] * height - 0.5
-    left, top = x.floor(), y.floor()
-    flat_NCX = masks_NCHW.flatten(2)
-    values_NCP = x.new_zeros(len(x), num_channels, x.shape[1])
-    for column, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
-        for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            corner_NCP = flat_NCX.gather(2, index[:, None].expand(-1, num_channels, -1))
-            values_NCP += corner_NCP * (inside * weight_x * weight_y)[:, None]
-    return values_NCP
+    chunk = CHUNK[masks_NCHW.device.type != "cpu"]
+    num_maps = max(1, chunk // (num_channels * height * width))
+    values = []
+    for maps, grid in zip(masks_NCHW.split(num_maps), grid_N1P2.split(num_maps), strict=True):
+        # A CPU makes floats of bytes ten times as fast as of booleans.
+        channels = maps.view(torch.uint8).split(max(1, chunk // (height * width)), dim=1)
+        values.append(torch.cat([F.grid_sample(part.float(), grid, align_corners=False) for part in channels], dim=1))
+    return torch.cat(values)
 
 
 @torch.no_grad()
@@ -62,6 +63,7 @@ def uncertain_points(
     certainty = sample_points(mask_logits_Nhw, candidates).abs()
     # A loss is a sum over the points: their order does not matter, and sorting them costs as much as finding them.
     index = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-    uncertain = candidates.gather(1, index[..., None].expand(-1, -1, 2))
+    # x and y as one number of twice their size: half as much to gather.
+    uncertain = candidates.view(torch.float64).gather(1, index[..., None]).view(torch.float32)
     uniform = uniform_points(num_masks, num_points - num_uncertain, device=device, generator=generator)
     return torch.cat((uncertain, uniform), dim=1)
