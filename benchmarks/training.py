@@ -14,7 +14,10 @@ dense          ours, losses of all pixels
 points         ours, losses on 12,544 points a mask (`mask_loss="points"`)
 
 Time is wall time. The sides run in turns, after one step each that is not counted; the table has the medians, and the
-median of the ratios of a side to the floor of the same turn. Memory is how far the resident set of a process that does
+median of the ratios of a side to the floor of the same turn. Meanwhile glibc keeps freed memory (as a GPU's allocator
+does): else it gives large blocks back, and a virtual machine may take as long to clear their pages when they are next
+used as the step takes to compute. `--fresh-memory` leaves glibc as it is: transformers' step has more memory made
+anew, and is further behind. Memory is how far the resident set of a process that does
 nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing 5 to
 /proc/self/clear_refs), after a step on tiny images has loaded all code and made all gradients. In these processes
 glibc returns every freed block of 64 KiB or more to the system (MALLOC_MMAP_THRESHOLD_), so that what is measured is
@@ -25,6 +28,7 @@ image processors of both sides make.
 """
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
@@ -157,6 +161,13 @@ def measure_times(model_name: str, options: argparse.Namespace) -> dict[str, lis
     return seconds
 
 
+def keep_freed_memory() -> None:
+    """No block of its own for large tensors (M_MMAP_MAX), nothing given back (M_TRIM_THRESHOLD)."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(-4, 0)
+        ctypes.CDLL(None).mallopt(-1, -1)
+
+
 def print_targets(size: int = 1024, objects: int = 201) -> None:
     """Of a map of `objects` rectangles in rows."""
     cells = int(np.ceil(np.sqrt(objects)))
@@ -186,6 +197,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="3 repeats")
+    parser.add_argument("--fresh-memory", action="store_true", help="time with glibc as it is")
     parser.add_argument("--measure-memory", nargs=2, metavar=("SIDE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.repeats = 3 if options.quick else options.repeats
@@ -202,6 +214,8 @@ def main() -> None:
     print(f"{'':8}{'':14}{'time':>9}{'of floor':>10}{'peak':>11}{'above floor':>13}{'of theirs':>11}")
     for model_name in options.models:
         memory = {side: peak_memory(side, model_name, sys.argv[1:]) for side in options.sides}
+        if not options.fresh_memory:
+            keep_freed_memory()
         seconds = measure_times(model_name, options)
         first = options.sides[0]
         extra = {side: memory[side] - memory[first] for side in options.sides}

@@ -79,9 +79,9 @@ class Criterion(nn.Module):
                 query taught no-object that matches no target and has most of its mask there: it may have found what
                 nobody labelled. Without it void is background of every mask, as in the original.
             embeddings: Mask embeddings (L, B, Q, C) and pixel embeddings (B, C, h, w), whose products the mask logits
-                are. The matched masks are then made again of them, and trained through these products alone. Most
-                queries are matched with nothing; through the mask logits, their gradients, all zero, would cost as
-                much as those that matter: a tenth of a training step.
+                are. The matched masks are then trained through these products alone. Most queries are matched with
+                nothing; through the mask logits, their gradients, all zero, would cost as much as those that matter:
+                a tenth of a training step.
         """
         device = class_logits_LBQK.device
         mask_labels, class_labels = check_targets(
@@ -102,7 +102,10 @@ class Criterion(nn.Module):
         if embeddings is None:
             matched_LMhw = _Matched.apply(mask_logits_LBQhw, image_LM, query_LM)
         else:
-            matched_LMhw = _matched_products(*embeddings, query_LM, [len(query) for query, _ in matches[0]])
+            num_matched = [len(query) for query, _ in matches[0]]
+            matched_LMhw = _MatchedProducts.apply(
+                *embeddings, mask_logits_LBQhw.detach(), image_LM, query_LM, num_matched
+            )
         # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
         masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
         with torch.autocast(device.type, enabled=False):
@@ -319,18 +322,45 @@ class _Matched(torch.autograd.Function):
         return grad_LBQhw, None, None
 
 
-def _matched_products(
-    mask_embeddings_LBQC: torch.Tensor,
-    pixel_embeddings_BChw: torch.Tensor,
-    query_LM: torch.Tensor,
-    num_matched: list[int],
-) -> torch.Tensor:
-    """What `_Matched` gives, (L, M, h, w), made of the embeddings; of each image `num_matched`, one after the other."""
-    products = []
-    for image, query_Lm in enumerate(query_LM.split(num_matched, dim=1)):
-        embeddings_LmC = mask_embeddings_LBQC[:, image].take_along_dim(query_Lm[..., None], dim=1)
-        products.append(torch.einsum("lmc,...chw->lm...hw", embeddings_LmC, pixel_embeddings_BChw[image]))
-    return torch.cat(products, dim=1)
+class _MatchedProducts(torch.autograd.Function):
+    """What `_Matched` gives, whose gradient goes to the embeddings that these mask logits are products of.
+
+    Of each image there are `num_matched`, one after the other.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mask_embeddings_LBQC: torch.Tensor,
+        pixel_embeddings_BChw: torch.Tensor,
+        mask_logits_LBQhw: torch.Tensor,
+        image_LM: torch.Tensor,
+        query_LM: torch.Tensor,
+        num_matched: list[int],
+    ) -> Any:
+        ctx.save_for_backward(mask_embeddings_LBQC, pixel_embeddings_BChw, query_LM)
+        ctx.num_matched = num_matched
+        layer_L1 = torch.arange(len(image_LM), device=image_LM.device)[:, None]
+        return mask_logits_LBQhw[layer_L1, image_LM, query_LM]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
+        (grad_LMhw,) = grad_outputs
+        mask_embeddings_LBQC, pixel_embeddings_BChw, query_LM = ctx.saved_tensors
+        mask_grad_LBQC = torch.zeros_like(mask_embeddings_LBQC)
+        pixel_grad_BChw = torch.empty_like(pixel_embeddings_BChw)
+        layer_L1 = torch.arange(len(query_LM), device=query_LM.device)[:, None]
+        parts = zip(query_LM.split(ctx.num_matched, dim=1), grad_LMhw.split(ctx.num_matched, dim=1), strict=True)
+        for image, (query_Lm, grad_Lmhw) in enumerate(parts):
+            # Both products in the precision of the logits, which under autocast is less than that of the embeddings.
+            embeddings_LmC = mask_embeddings_LBQC[layer_L1, image, query_Lm].to(grad_Lmhw.dtype)
+            pixels_Chw = pixel_embeddings_BChw[image].to(grad_Lmhw.dtype)
+            pixel_grad_BChw[image] = torch.einsum("lmc,lm...hw->...chw", embeddings_LmC, grad_Lmhw)
+            mask_grad_LBQC[layer_L1, image, query_Lm] = torch.einsum("lm...hw,...chw->lmc", grad_Lmhw, pixels_Chw).to(
+                mask_grad_LBQC.dtype
+            )
+        return mask_grad_LBQC, pixel_grad_BChw, None, None, None, None
 
 
 def _in_target_order(

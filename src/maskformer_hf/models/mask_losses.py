@@ -1,6 +1,6 @@
 """What matched masks lose: focal loss or cross-entropy, and dice loss; of values at points, and of every pixel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -207,8 +207,8 @@ def _losses_and_slopes(
         torch.mm(_as_rows(around), columns.weights.T, out=_as_rows(here))
     for slope_MLhW in slopes_MLhW:
         slope_MLhW.zero_()
-    sums_KML = small_MLhw.new_zeros(3, num_masks, num_layers)  # mask term; wrong; wrong inside of the target
-    counts_KM1 = small_MLhw.new_zeros(2, num_masks, 1)  # pixels; pixels of the target
+    sums = small_MLhw.new_zeros(3, num_masks, num_layers).unbind()  # mask term; wrong; wrong inside of the target
+    counts = small_MLhw.new_zeros(2, num_masks, 1).unbind()  # pixels; pixels of the target
     for rows in workspace.rows:
         weights_NHh = rows.weights.expand(num_masks * num_layers, -1, -1)
         part_MLHW, wrong_MLHW, slope_MLHW = (x[:num_masks, :, : len(rows.weights)] for x in workspace.parts)
@@ -219,15 +219,14 @@ def _losses_and_slopes(
             None if counted_MHW is None else counted_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
         )
         maps = (part_MLHW, wrong_MLHW, slope_MLHW, target_M1HW, counted_M1HW)
-        _add_losses(*maps, mask_term, sums_KML, counts_KM1)
+        _add_losses(*maps, mask_term, sums, counts)
         for slope_MLhW, map_MLHW in zip(slopes_MLhW, _slopes(*maps), strict=False):
             # No `baddbmm_`: into a part of a map it goes matrix by matrix on a CPU.
-            slope_NhW = torch.bmm(weights_NHh.mT, map_MLHW.flatten(0, 1))
-            slope_MLhW[:, :, rows.small] += slope_NhW.view(num_masks, num_layers, -1, slope_NhW.shape[-1])
+            slope_MLhW[:, :, rows.small].flatten(0, 1).add_(torch.bmm(weights_NHh.mT, map_MLHW.flatten(0, 1)))
 
-    num_pixels, target_sum = counts_KM1
+    num_pixels, target_sum = counts
     num_pixels = num_pixels.clamp(min=1)
-    mask_sum, wrong, wrong_inside = sums_KML
+    mask_sum, wrong, wrong_inside = sums
     # What is wrong inside of the target is missing from the prediction, what is wrong outside is too much.
     numerator = 2 * (target_sum - wrong_inside) + 1
     denominator = 2 * target_sum + wrong - 2 * wrong_inside + 1
@@ -252,8 +251,8 @@ def _add_losses(
     target_M1HW: torch.Tensor,
     counted_M1HW: torch.Tensor | None,
     mask_term: str,
-    sums_KML: torch.Tensor,
-    counts_KM1: torch.Tensor,
+    sums: Sequence[torch.Tensor],
+    counts: Sequence[torch.Tensor],
 ) -> None:
     """Add the losses of some pixels, whose logits are in `part_MLHW`, to the sums.
 
@@ -263,26 +262,26 @@ def _add_losses(
     positive_weight, negative_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
     weight = negative_weight + (positive_weight - negative_weight) * target_M1HW
     if counted_M1HW is None:
-        counts_KM1[0] += target_M1HW[0].numel()
+        counts[0].add_(target_M1HW[0].numel())
     else:
         weight, target_M1HW = weight * counted_M1HW, target_M1HW * counted_M1HW
-        counts_KM1[0] += counted_M1HW.sum((2, 3))
-    counts_KM1[1] += target_M1HW.sum((2, 3))
+        counts[0].add_(counted_M1HW.sum((2, 3)))
+    counts[1].add_(target_M1HW.sum((2, 3)))
     # Turned so that every pixel is a negative one: its probability is how wrong it is.
     torch.sigmoid(part_MLHW.mul_(sign), out=wrong_MLHW)
     loss_MLHW = softplus(part_MLHW, wrong_MLHW, out=part_MLHW, scratch=slope_MLHW)
     if mask_term == "focal":
         square_MLHW = torch.mul(wrong_MLHW, weight, out=slope_MLHW).mul_(wrong_MLHW)
-        sums_KML[0] += loss_MLHW.mul_(square_MLHW).sum((2, 3))
+        sums[0].add_(loss_MLHW.mul_(square_MLHW).sum((2, 3)))
         # Of w^2 l by the logit, where w' = w (1 - w) and l' = w: 2 w^2 l (1 - w) + w^2 w.
         torch.lerp(loss_MLHW.mul_(2), square_MLHW, wrong_MLHW, out=slope_MLHW).mul_(sign)
     else:
-        sums_KML[0] += loss_MLHW.mul_(weight).sum((2, 3))
+        sums[0].add_(loss_MLHW.mul_(weight).sum((2, 3)))
         torch.mul(wrong_MLHW, sign * weight, out=slope_MLHW)
     scratch_MLHW = part_MLHW
     counted = wrong_MLHW if counted_M1HW is None else torch.mul(wrong_MLHW, counted_M1HW, out=scratch_MLHW)
-    sums_KML[1] += counted.sum((2, 3))
-    sums_KML[2] += torch.mul(wrong_MLHW, target_M1HW, out=scratch_MLHW).sum((2, 3))
+    sums[1].add_(counted.sum((2, 3)))
+    sums[2].add_(torch.mul(wrong_MLHW, target_M1HW, out=scratch_MLHW).sum((2, 3)))
 
 
 def _slopes(
