@@ -13,15 +13,14 @@ transformers   MaskFormerForInstanceSegmentation with `output_hidden_states=True
 dense          ours, losses of all pixels
 points         ours, losses on 12,544 points a mask (`mask_loss="points"`)
 
-Time is wall time. The sides run in turns, after one step each that is not counted; the table has the medians, and the
-median of the ratios of a side to the floor of the same turn. Meanwhile glibc keeps freed memory (as a GPU's allocator
-does): else it gives large blocks back, and a virtual machine may take as long to clear their pages when they are next
-used as the step takes to compute. `--fresh-memory` leaves glibc as it is: transformers' step has more memory made
-anew, and is further behind. Memory is how far the resident set of a process that does
-nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing 5 to
-/proc/self/clear_refs), after a step on tiny images has loaded all code and made all gradients. In these processes
-glibc returns every freed block of 64 KiB or more to the system (MALLOC_MMAP_THRESHOLD_), so that what is measured is
-what is in use and not what the allocator keeps for later.
+Time is wall time. The sides run in turns, each turn begun by another side, after one step each that is not counted;
+the table has the medians, and the median of the ratios of a side to the floor of the same turn. Meanwhile glibc keeps
+freed memory (as a GPU's allocator does): else it gives large blocks back, and much of a step on a virtual machine is
+the system's clearing of pages for new ones. `--fresh-memory` leaves glibc as it is. Memory is how far the resident
+set of a process that does nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing
+5 to /proc/self/clear_refs), after a step on tiny images has loaded all code and made all gradients. In these
+processes glibc returns every freed block of 64 KiB or more to the system (MALLOC_MMAP_THRESHOLD_), so that what is
+measured is what is in use and not what the allocator keeps for later.
 
 Last come the targets of one photo of 1024x1024 with 201 objects, from its map of ids: the bytes of the masks that the
 image processors of both sides make.
@@ -153,9 +152,10 @@ def measure_times(model_name: str, options: argparse.Namespace) -> dict[str, lis
     steps = {side: make_step(side, model_name) for side in options.sides}
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for repeat in range(options.repeats + 1):
-        for side, step in steps.items():
+        first = repeat % len(steps)
+        for side in [*steps, *steps][first : first + len(steps)]:
             start = time.perf_counter()
-            step(batch)
+            steps[side](batch)
             if repeat:
                 seconds[side].append(time.perf_counter() - start)
     return seconds
