@@ -163,7 +163,7 @@ def measure_times(model_name: str, options: argparse.Namespace) -> dict[str, lis
 
 def keep_freed_memory() -> None:
     """No block of its own for large tensors (M_MMAP_MAX), nothing given back (M_TRIM_THRESHOLD)."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).mallopt(-4, 0)
         ctypes.CDLL(None).mallopt(-1, -1)
 

@@ -35,9 +35,9 @@ def example(small, large, with_void=False, dtype=torch.float64):
     return logits.requires_grad_(), targets, counted, image
 
 
-def small_parts(monkeypatch):
-    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**8)
-    monkeypatch.setattr(mask_losses, "WIDE_CHUNK", 2**8)
+def small_parts(monkeypatch, chunk=2**8):
+    monkeypatch.setitem(mask_losses.CHUNK, "cpu", chunk)
+    monkeypatch.setattr(mask_losses, "WIDE_CHUNK", 2 * chunk)
 
 
 @pytest.mark.parametrize("with_void", [False, True])
@@ -75,6 +75,32 @@ def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeyp
     small_parts(monkeypatch)
     logits, targets, counted, image = example((3, 4), (12, 15), with_void)
     assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, mask_term, counted, image), logits)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_the_last_masks_may_be_fewer(with_gradients, monkeypatch):
+    """Five masks, two at a time, and rows that are no multiple of a part's."""
+    small_parts(monkeypatch, chunk=2**14)
+    logits, targets, counted, image = example((18, 24), (70, 96), with_void=True)
+    logits = logits.detach().requires_grad_(with_gradients)
+    workspace = mask_losses._workspace(logits, targets, with_gradients)
+    assert workspace.num_masks == 2
+    assert len({len(rows.weights) for rows in workspace.rows}) > 1
+    ours = dense_losses(logits, targets, "focal", counted, image)
+    plain = plain_losses(logits, targets, "focal", counted, image)
+    for actual, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    if with_gradients:
+        gradients = [torch.autograd.grad(sum(x.sum() for x in losses), logits)[0] for losses in (ours, plain)]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+def test_autocast_changes_nothing():
+    logits, targets, _, _ = example((16, 16), (64, 64), dtype=torch.float32)
+    expected = dense_losses(logits, targets, "focal")
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = dense_losses(logits, targets, "focal")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskformer_hf.models.matcher import match, matching_costs, nearest
+from maskformer_hf.models.matcher import match, matching_costs, nearest, softplus
 
 WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
 
@@ -171,3 +171,14 @@ def test_predictions_that_are_not_finite_are_named(value, counts, kind):
     costs = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
     with pytest.raises(ValueError, match=r"decoder layer 1 for image 1 of the batch are not finite"):
         match(costs, counts)
+
+
+def test_softplus_by_the_sigmoid():
+    """Exact to a rounding of 1, or of itself; where the sigmoid is 0 or 1 too; in the memory that it is given."""
+    x = torch.cat((torch.linspace(-120, 120, 4801), torch.tensor([-1e4, 1e4])))
+    expected = F.softplus(x.double())
+    for out in (None, x.clone()):
+        own = x.clone() if out is None else out
+        actual = softplus(own, own.sigmoid(), out=out, scratch=None if out is None else torch.empty_like(x))
+        assert out is None or actual.data_ptr() == out.data_ptr()
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-7, atol=1.2e-7)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from maskformer_hf.models import point_sampling
 from maskformer_hf.models.point_sampling import sample_points, uncertain_points
 
 
@@ -21,8 +22,10 @@ def test_at_pixel_centres_the_pixels_themselves(dtype):
     torch.testing.assert_close(values, maps.flatten(1).float())
 
 
-def test_boolean_masks_as_floating_point_ones():
-    """Beyond the outermost pixel centres too, where values fade to zero."""
+@pytest.mark.parametrize("chunk", [1, 200, 2**20])
+def test_boolean_masks_as_floating_point_ones(chunk, monkeypatch):
+    """Beyond the outermost pixel centres too, where values fade to zero; whatever the number of masks at a time."""
+    monkeypatch.setattr(point_sampling, "CHUNK", (chunk, chunk))
     torch.manual_seed(0)
     masks = torch.rand(4, 13, 7) > 0.4
     points = torch.rand(4, 500, 2) * 1.2 - 0.1
@@ -30,6 +33,8 @@ def test_boolean_masks_as_floating_point_ones():
     expected = F.grid_sample(masks[:, None].float(), 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
     torch.testing.assert_close(sample_points(masks, points), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(sample_points(masks.float(), points), expected)
+    shared = sample_points(masks[None].expand(2, -1, -1, -1), points[:2])
+    torch.testing.assert_close(shared, sample_points(masks.float()[None].expand(2, -1, -1, -1), points[:2]))
 
 
 def test_gradients_reach_the_logits():

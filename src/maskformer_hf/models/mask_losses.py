@@ -98,7 +98,7 @@ class _DenseLosses(torch.autograd.Function):
         mask_loss_LM, dice_LM = logits_LMhw.new_empty(2, num_layers, num_masks)
         slopes_KLMhw = logits_LMhw.new_empty(2 * with_slopes, *logits_LMhw.shape)
         workspace = _workspace(logits_LMhw, targets_MHW, with_slopes)
-        # Products of matrices are in the precision of the logits, under autocast too.
+        # Under autocast too, products of matrices are of float32: TF32 where the user has allowed that.
         with torch.autocast(logits_LMhw.device.type, enabled=False):
             for start in range(0, num_masks, workspace.num_masks):
                 masks = slice(start, start + workspace.num_masks)
@@ -212,17 +212,18 @@ def _losses_and_slopes(
     for rows in workspace.rows:
         weights_NHh = rows.weights.expand(num_masks * num_layers, -1, -1)
         part_MLHW, wrong_MLHW, slope_MLHW = (x[:num_masks, :, : len(rows.weights)] for x in workspace.parts)
-        torch.bmm(weights_NHh, logits_MLhW[:, :, rows.small].flatten(0, 1), out=part_MLHW.flatten(0, 1))
-        # A CPU makes floats of bytes ten times as fast as of booleans.
+        torch.bmm(weights_NHh, _as_matrices(logits_MLhW[:, :, rows.small]), out=_as_matrices(part_MLHW))
+        # As bytes: a CPU makes floats of them much faster than of booleans.
         target_M1HW = targets_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
         counted_M1HW = (
             None if counted_MHW is None else counted_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
         )
         maps = (part_MLHW, wrong_MLHW, slope_MLHW, target_M1HW, counted_M1HW)
         _add_losses(*maps, mask_term, sums, counts)
+        # Where no slopes are wanted, none is made.
         for slope_MLhW, map_MLHW in zip(slopes_MLhW, _slopes(*maps), strict=False):
             # No `baddbmm_`: into a part of a map it goes matrix by matrix on a CPU.
-            slope_MLhW[:, :, rows.small].flatten(0, 1).add_(torch.bmm(weights_NHh.mT, map_MLHW.flatten(0, 1)))
+            _as_matrices(slope_MLhW[:, :, rows.small]).add_(torch.bmm(weights_NHh.mT, _as_matrices(map_MLHW)))
 
     num_pixels, target_sum = counts
     num_pixels = num_pixels.clamp(min=1)
@@ -300,5 +301,10 @@ def _slopes(
 
 
 def _as_rows(maps: torch.Tensor) -> torch.Tensor:
-    """All rows of all maps below each other: a view."""
+    """All rows of all maps below each other. A view or an error: results are written into it."""
     return maps.view(-1, maps.shape[-1])
+
+
+def _as_matrices(maps: torch.Tensor) -> torch.Tensor:
+    """One map for each mask and layer: a view or an error, likewise."""
+    return maps.view(-1, *maps.shape[-2:])
