@@ -8,6 +8,7 @@ import torch
 
 from maskformer_hf.conversion.detectron2 import tensor_names
 from maskformer_hf.models.matcher import match, matching_costs
+from tensors import embeddings_of
 
 RUNS = ("A", "B", "C", "B_div0")
 TARGET_SETS = [f"{run}.{targets}" for run in ("A", "C") for targets in ("t_3_0", "t_2_4", "t_0_0", "t_15_1")]
@@ -70,7 +71,7 @@ def test_matching(case, key):
     layers = {f"aux{i}": layer for i, layer in enumerate(output.auxiliary_logits)} | {"final": output}
     costs = matching_costs(
         torch.stack([layer["class_queries_logits"] for layer in layers.values()]),
-        torch.stack([layer["masks_queries_logits"] for layer in layers.values()]),
+        *embeddings_of(torch.stack([layer["masks_queries_logits"] for layer in layers.values()])),
         **targets,
         class_weight=case.model.config.class_weight,
         mask_weight=case.model.config.mask_weight,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from maskformer_hf.models.criterion import Criterion, cross_entropy_loss, dice_loss
 from maskformer_hf.models.matcher import match, matching_costs
 from maskformer_hf.models.point_sampling import sample_points
+from tensors import embeddings_of
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 LAYERS = ["aux0", "aux1", "aux2", "aux3", "final"]
@@ -59,7 +60,7 @@ def test_costs_at_the_stored_points(name, key):
     masks, labels = case.targets(key)
     costs = matching_costs(
         case.class_logits,
-        case.mask_logits,
+        *embeddings_of(case.mask_logits),
         masks,
         labels,
         class_weight=2.0,
@@ -130,7 +131,7 @@ def test_the_whole_loss_with_the_random_numbers_of_the_original(name, key, repla
         [len(x) for x in labels],
         num_frames=1 if name == "image" else case.mask_logits.shape[3],
     )
-    total, losses = criterion(case.class_logits, case.mask_logits, masks, labels)
+    total, losses = criterion(case.class_logits, *embeddings_of(case.mask_logits), masks, labels)
     ours = {name: loss.item() for name, loss in losses.items()}
     assert ours == pytest.approx(record["losses_unweighted"], rel=1e-5, abs=2e-5)
     if name == "image":
@@ -146,7 +147,8 @@ def test_one_frame_is_an_image():
     for frames in (False, True):
         torch.manual_seed(0)
         mask_logits = case.mask_logits.unsqueeze(3) if frames else case.mask_logits
-        results.append(criterion(case.class_logits, mask_logits, [m[:, None] if frames else m for m in masks], labels))
+        own_masks = [m[:, None] if frames else m for m in masks]
+        results.append(criterion(case.class_logits, *embeddings_of(mask_logits), own_masks, labels))
     (total, losses), (other_total, other_losses) = results
     assert torch.equal(total, other_total)
     assert all(torch.equal(losses[name], other_losses[name]) for name in losses)

@@ -12,13 +12,20 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
+from maskformer_hf.models import mask_losses
 from maskformer_hf.models.criterion import Criterion, dice_loss, focal_loss
 from maskformer_hf.models.matcher import match, matching_costs
+from tensors import LargestTensor, embeddings_of
 
 NUM_LABELS = 3
 
 
-def make_criterion(**changes) -> Criterion:
+class CriterionOfLogits(Criterion):
+    def forward(self, class_logits, mask_logits, *targets):
+        return super().forward(class_logits, *embeddings_of(mask_logits), *targets)
+
+
+def make_criterion(**changes) -> CriterionOfLogits:
     fields = {
         "num_labels": NUM_LABELS,
         "class_weight": 1.5,
@@ -30,7 +37,7 @@ def make_criterion(**changes) -> Criterion:
         "oversample_ratio": 3.0,
         "importance_sample_ratio": 0.75,
     }
-    return Criterion(**{**fields, **changes}).eval()
+    return CriterionOfLogits(**{**fields, **changes}).eval()
 
 
 def predictions(layers=2, images=2, queries=6, height=8, width=12):
@@ -65,7 +72,7 @@ def plain_dice(logits: np.ndarray, target: np.ndarray) -> float:
 def plain_losses(class_logits, mask_logits, masks, labels) -> dict[str, float]:
     """The terms of one layer: image by image, query by query, in double precision."""
     weighted, weights, focal, dice = 0.0, 0.0, 0.0, 0.0
-    costs = matching_costs(class_logits[None], mask_logits[None], masks, labels, 1.5, 20.0, 2.0)
+    costs = matching_costs(class_logits[None], *embeddings_of(mask_logits[None]), masks, labels, 1.5, 20.0, 2.0)
     matches = match(costs, [len(x) for x in labels])[0]
     for image, (query, target) in enumerate(matches):
         classes = dict(zip(query.tolist(), labels[image][torch.from_numpy(target)].tolist(), strict=True))
@@ -112,6 +119,14 @@ def test_focal_and_dice_of_boolean_and_floating_point_targets():
     logits, target = 5 * torch.randn(4, 50), torch.rand(4, 50) > 0.5
     for loss in (focal_loss, dice_loss):
         torch.testing.assert_close(loss(logits, target), loss(logits, target.float()))
+
+
+def test_a_pixel_of_half_weight_is_half_a_pixel():
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 20), torch.rand(3, 20) > 0.5
+    for loss in (focal_loss, dice_loss):
+        halves = loss(logits.repeat(1, 2), target.repeat(1, 2), torch.full((3, 40), 0.5))
+        torch.testing.assert_close(halves, loss(logits, target))
 
 
 def test_gradients_are_those_of_the_formulas():
@@ -212,7 +227,7 @@ def test_masks_of_another_size_than_the_images_are_named():
 def test_losses_of_half_precision_predictions_are_single_precision(dtype):
     class_logits, mask_logits = (x.to(dtype) for x in predictions())
     masks, labels = targets([3, 1])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         total, losses = make_criterion()(class_logits, mask_logits, masks, labels)
     expected, _ = make_criterion()(class_logits.float(), mask_logits.float(), masks, labels)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
@@ -308,7 +323,8 @@ def test_clips_of_equal_frames_are_images(counts, matching):
     masks, labels = targets(counts)
     void = torch.zeros(2, 32, 48, dtype=torch.bool)
     void[:, 20:] = True
-    criterion = make_criterion(matching=matching, mask_term="cross_entropy")
+    # The 1 above and below the line of the dice cost weighs less in a clip.
+    criterion = make_criterion(matching=matching, mask_term="cross_entropy", dice_weight=0.0)
     _, image = criterion(class_logits, mask_logits, masks, labels, void)
     clip_logits, clip_void = (
         mask_logits[:, :, :, None].expand(-1, -1, -1, 3, -1, -1),
@@ -323,22 +339,16 @@ def test_clips_of_equal_frames_are_images(counts, matching):
 
 @pytest.mark.parametrize("mask_loss", ["dense", "points"])
 def test_gradients_reach_the_matched_masks_only(mask_loss):
-    """As by plain indexing, and in the memory layout of the predictions, whatever it is."""
     class_logits, mask_logits = predictions()
-    leaf = mask_logits.transpose(0, 1).contiguous().requires_grad_()
-    masks, labels = targets([3, 1])
-    total, _ = make_criterion(mask_loss=mask_loss)(class_logits, leaf.transpose(0, 1), masks, labels)
-    total.backward()
-    assert (leaf.grad.flatten(3).abs().amax(-1) > 0).sum((0, 1, 2)) == 2 * 4
-    other = mask_logits.clone().requires_grad_()
-    make_criterion(mask_loss=mask_loss)(class_logits, other, masks, labels)[0].backward()
-    torch.testing.assert_close(leaf.grad.transpose(0, 1), other.grad)
+    mask_logits.requires_grad_()
+    make_criterion(mask_loss=mask_loss)(class_logits, mask_logits, *targets([3, 1]))[0].backward()
+    assert (mask_logits.grad.flatten(3).abs().amax(-1) > 0).sum((0, 1, 2)) == 2 * 4
 
 
 @pytest.mark.parametrize("num_frames", [None, 2])
 @pytest.mark.parametrize("counts", [[3, 1], [0, 2], [0, 0], [8, 1]])
 def test_losses_of_embeddings_are_those_of_their_products(counts, num_frames):
-    """And so are the gradients, which do not pass through the products of all queries."""
+    """And so are the gradients, of embeddings that are mixtures."""
     torch.manual_seed(0)
     frames = () if num_frames is None else (num_frames,)
     leaves = torch.randn(2, 2, 6, 5), torch.randn(2, *frames, 5, 8, 12)
@@ -348,16 +358,29 @@ def test_losses_of_embeddings_are_those_of_their_products(counts, num_frames):
     results = []
     for given in (False, True):
         embeddings = [x.clone().requires_grad_() for x in leaves]
-        mask_logits = torch.einsum("lbqc,b...chw->lbq...hw", *embeddings)
-        total, losses = make_criterion()(
-            predictions()[0],
-            mask_logits.detach() if given else mask_logits,
-            masks,
-            labels,
-            embeddings=tuple(embeddings) if given else None,
-        )
+        if given:
+            total, losses = Criterion.forward(make_criterion(), predictions()[0], *embeddings, masks, labels)
+        else:
+            mask_logits = torch.einsum("lbqc,b...chw->lbq...hw", *embeddings)
+            total, losses = make_criterion()(predictions()[0], mask_logits, masks, labels)
         results.append(({name: loss.detach() for name, loss in losses.items()}, torch.autograd.grad(total, embeddings)))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask_loss", ["dense", "points"])
+@pytest.mark.parametrize("matching", ["dense", "points"])
+def test_mask_logits_of_unmatched_queries_never_exist_as_a_whole(mask_loss, matching, monkeypatch):
+    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (2**12, 2**12))
+    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**12)
+    layers, queries, channels, size = 3, 50, 4, 64
+    embeddings = torch.randn(layers, 1, queries, channels), torch.randn(1, channels, size, size)
+    embeddings = [x.requires_grad_() for x in embeddings]
+    criterion = make_criterion(mask_loss=mask_loss, matching=matching)
+    class_logits = torch.randn(layers, 1, queries, NUM_LABELS + 1)
+    with LargestTensor() as largest:
+        total, _ = Criterion.forward(criterion, class_logits, *embeddings, *targets([2], size, size))
+        total.backward()
+    assert largest.numel < layers * queries * size * size / 6
 
 
 class Predictions(torch.nn.Module):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskformer_hf.models import mask_losses
 from maskformer_hf.models.mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
+from tensors import LargestTensor
 
 PLAIN = {"focal": focal_loss, "cross_entropy": cross_entropy_loss}
 
@@ -132,18 +132,6 @@ def test_without_gradients_nothing_is_kept():
         assert kept == []
         dense_losses(logits, targets, "focal")
         assert sum(kept) == 2 * logits.numel()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest floating-point tensor that any operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.is_floating_point():
-            self.numel = max(self.numel, result.numel())
-        return result
 
 
 def test_no_floating_point_map_of_full_size_exists(monkeypatch):

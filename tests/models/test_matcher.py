@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from maskformer_hf.models.matcher import match, matching_costs, nearest, softplus
+from tensors import embeddings_of
 
 WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
 
@@ -26,6 +27,10 @@ def plain_cost(class_logits, mask_logits, masks, labels) -> np.ndarray:
     return result
 
 
+def costs_of(class_logits, mask_logits, *targets, **options) -> torch.Tensor:
+    return matching_costs(class_logits, *embeddings_of(mask_logits), *targets, **options)
+
+
 def predictions(layers=2, images=2, queries=5, classes=4, height=6, width=9):
     torch.manual_seed(0)
     class_logits = 2 * torch.randn(layers, images, queries, classes)
@@ -40,7 +45,7 @@ def targets(counts, height=6, width=9, classes=3):
 def test_costs_are_those_of_the_formulas():
     class_logits, mask_logits = predictions()
     masks, labels = targets([3, 1])
-    costs = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    costs = costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS)
     assert costs.shape == (2, 2, 5, 3)
     for layer in range(2):
         for image, count in enumerate([3, 1]):
@@ -53,9 +58,9 @@ def test_costs_do_not_depend_on_the_parts_they_are_made_in(mask_term, monkeypatc
     class_logits, mask_logits = predictions()
     arguments = class_logits, mask_logits, *targets([3, 1], height=24, width=36)
     counted = torch.rand(2, 24, 36) > 0.3
-    expected = matching_costs(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
-    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (2 * 6 * 9, 2 * 6 * 9))  # two queries at a time, of five
-    costs = matching_costs(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
+    expected = costs_of(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
+    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (7 * 2 * 5, 7 * 2 * 5))  # seven pixels at a time, of 54
+    costs = costs_of(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
     torch.testing.assert_close(costs, expected)
 
 
@@ -67,7 +72,7 @@ def test_all_pixels_as_points_give_the_dense_costs(mask_term):
     points = torch.stack((x, y), dim=-1).flatten(0, 1).expand(2, 2, -1, -1)
     counted = torch.rand(2, 6, 9) > 0.3
     dense, sampled = (
-        matching_costs(
+        costs_of(
             class_logits, mask_logits, masks, labels, **WEIGHTS, counted_BHW=counted, mask_term=mask_term, points_LBP2=p
         )
         for p in (None, points)
@@ -79,7 +84,7 @@ def test_cross_entropy_costs_are_those_of_the_formula():
     class_logits, mask_logits = predictions(layers=1, images=1)
     masks, labels = targets([3])
     weights = {"class_weight": 0.0, "mask_weight": 1.0, "dice_weight": 0.0}
-    costs = matching_costs(class_logits, mask_logits, masks, labels, **weights, mask_term="cross_entropy")[0, 0]
+    costs = costs_of(class_logits, mask_logits, masks, labels, **weights, mask_term="cross_entropy")[0, 0]
     for q, logits in enumerate(mask_logits[0, 0]):
         for n, target in enumerate(masks[0]):
             expected = F.binary_cross_entropy_with_logits(logits.double(), target.double())
@@ -90,7 +95,7 @@ def test_targets_are_reduced_to_the_nearest_pixel():
     class_logits, mask_logits = predictions(height=6, width=9)
     masks, labels = targets([2, 2], height=23, width=34)
     small = [F.interpolate(m[:, None].float(), size=(6, 9), mode="nearest")[:, 0].bool() for m in masks]
-    costs = [matching_costs(class_logits, mask_logits, m, labels, **WEIGHTS) for m in (masks, small)]
+    costs = [costs_of(class_logits, mask_logits, m, labels, **WEIGHTS) for m in (masks, small)]
     assert torch.equal(*costs)
 
 
@@ -108,7 +113,7 @@ def test_cost_of_certain_predictions_is_finite_and_ordered():
     logits = torch.where(mask, 1000.0, -1000.0)
     mask_logits = torch.cat((logits, -logits), dim=1)[None]
     class_logits = torch.tensor([[[[1000.0, -1000.0], [-1000.0, 1000.0]]]])
-    costs = matching_costs(class_logits, mask_logits, [mask[0]], [torch.tensor([0])], **WEIGHTS)[0, 0, :, 0]
+    costs = costs_of(class_logits, mask_logits, [mask[0]], [torch.tensor([0])], **WEIGHTS)[0, 0, :, 0]
     assert costs[0].item() == pytest.approx(-1.5)
     assert costs[1].isfinite()
     assert costs[1] > 1000
@@ -118,18 +123,18 @@ def test_cost_of_certain_predictions_is_finite_and_ordered():
 def test_costs_of_half_precision_predictions_are_single_precision(dtype):
     class_logits, mask_logits = predictions()
     masks, labels = targets([3, 1])
-    costs = matching_costs(class_logits.to(dtype), mask_logits.to(dtype), masks, labels, **WEIGHTS)
+    costs = costs_of(class_logits.to(dtype), mask_logits.to(dtype), masks, labels, **WEIGHTS)
     assert costs.dtype == torch.float32
-    rounded = matching_costs(class_logits.to(dtype).float(), mask_logits.to(dtype).float(), masks, labels, **WEIGHTS)
+    rounded = costs_of(class_logits.to(dtype).float(), mask_logits.to(dtype).float(), masks, labels, **WEIGHTS)
     assert torch.equal(costs, rounded)
 
 
 def test_costs_are_single_precision_under_autocast():
     class_logits, mask_logits = predictions()
     masks, labels = targets([3, 1])
-    expected = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    expected = costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True), torch.autocast("cpu", enabled=False):
-        assert torch.equal(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), expected)
+        assert torch.equal(costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS), expected)
 
 
 def cheapest(cost: np.ndarray) -> float:
@@ -153,11 +158,11 @@ def test_no_other_assignment_is_cheaper(queries, count):
 def test_images_may_have_no_target():
     class_logits, mask_logits = predictions()
     masks, labels = targets([0, 2])
-    matches = match(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 2])
+    matches = match(costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 2])
     for layer in matches:
         assert [len(query) for query, _ in layer] == [0, 2]
     masks, labels = targets([0, 0])
-    matches = match(matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 0])
+    matches = match(costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS), [0, 0])
     assert [len(query) for layer in matches for query, _ in layer] == [0] * 4
 
 
@@ -165,10 +170,10 @@ def test_images_may_have_no_target():
 @pytest.mark.parametrize("counts", [[2, 3], [2, 0], [0, 0]])
 @pytest.mark.parametrize("kind", ["classes", "masks"])
 def test_predictions_that_are_not_finite_are_named(value, counts, kind):
-    class_logits, mask_logits = predictions()
-    (class_logits if kind == "classes" else mask_logits)[1, 1, 2].fill_(value)
-    masks, labels = targets(counts)
-    costs = matching_costs(class_logits, mask_logits, masks, labels, **WEIGHTS)
+    class_logits, _ = predictions()
+    mask_embeddings = torch.randn(2, 2, 5, 8)
+    (class_logits if kind == "classes" else mask_embeddings)[1, 1, 2].fill_(value)
+    costs = matching_costs(class_logits, mask_embeddings, torch.randn(2, 8, 6, 9), *targets(counts), **WEIGHTS)
     with pytest.raises(ValueError, match=r"decoder layer 1 for image 1 of the batch are not finite"):
         match(costs, counts)
 

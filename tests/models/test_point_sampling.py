@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from maskformer_hf.models import point_sampling
-from maskformer_hf.models.point_sampling import sample_points, uncertain_points
+from maskformer_hf.models.point_sampling import sample_embeddings, sample_points, uncertain_points
 
 
 def pixel_centres(height: int, width: int) -> torch.Tensor:
@@ -37,6 +37,18 @@ def test_boolean_masks_as_floating_point_ones(chunk, monkeypatch):
     torch.testing.assert_close(shared, sample_points(masks.float()[None].expand(2, -1, -1, -1), points[:2]))
 
 
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_embeddings_as_maps(num_frames):
+    """At the edges and beyond too, where values fade to zero."""
+    torch.manual_seed(0)
+    maps = torch.randn(num_frames, 20, 13, 7)
+    points = torch.rand(500, 2) * 1.4 - 0.2
+    points[:5] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
+    values = sample_embeddings(maps.permute(0, 2, 3, 1).contiguous(), points)
+    expected = sample_points(maps, points.expand(num_frames, -1, -1))
+    torch.testing.assert_close(values.unflatten(0, (num_frames, 500)), expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_reach_the_logits():
     logits = torch.zeros(1, 4, 4, requires_grad=True)
     sample_points(logits, torch.full((1, 1, 2), 0.5)).sum().backward()
@@ -56,8 +68,9 @@ def test_the_most_uncertain_points_and_some_others():
     assert points.min() >= 0
     assert points.max() <= 1
     distance = (points[..., 0] - 0.5).abs()
-    # 300 of 1,200: a quarter of the width, an eighth on each side; the other 100 are anywhere.
-    assert distance[:, :300].max() < 0.2
+    # 300 of 1,200: a quarter of the width, an eighth on each side; the other 100 are anywhere. Twice that above and
+    # below the outermost pixel centres, where values fade to their half.
+    assert distance[:, :300].max() < 0.26
     assert distance[:, 300:].max() > 0.4
 
 

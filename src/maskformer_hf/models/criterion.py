@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
 from .matcher import match, matching_costs, nearest
 from .point_sampling import sample_points, uncertain_points, uniform_points
+from .segmentation_head import mask_logits
 
 logger = logging.getLogger(__name__)
 
@@ -59,29 +59,30 @@ class Criterion(nn.Module):
     def forward(
         self,
         class_logits_LBQK: torch.Tensor,
-        mask_logits_LBQhw: torch.Tensor,
+        mask_embeddings_LBQC: torch.Tensor,
+        pixel_embeddings_BChw: torch.Tensor,
         mask_labels: Sequence[torch.Tensor],
         class_labels: Sequence[torch.Tensor],
         void_masks: torch.Tensor | None = None,
-        embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted sum of all terms, and each term unweighted under the original's names.
 
-        The masks of a clip have a dimension T of frames in front of h and w, or H and W. Each frame of a target is a
-        mask of the loss, but what they are summed to is divided by the number of targets, as in the original.
+        Mask logits are the products of mask embeddings and pixel embeddings, and never exist as a whole: matching
+        looks at them part by part, and the losses need but those of matched queries, a tenth of all or fewer.
+
+        Clips have a dimension T of frames: pixel embeddings (B, T, C, h, w), masks (N_i, T, H, W). Each frame of a
+        target is a mask of the loss, but what they are summed to is divided by the number of targets, as in the
+        original.
 
         Args:
             class_logits_LBQK: Class logits (L, B, Q, K+1); the last of the L layers is the result.
-            mask_logits_LBQhw: Mask logits (L, B, Q, h, w).
+            mask_embeddings_LBQC: (L, B, Q, C).
+            pixel_embeddings_BChw: (B, C, h, w).
             mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros to the size of the batch.
             class_labels: Classes (N_i,) of each image, int64.
             void_masks: (B, H, W) bool, true at pixels that neither the matching nor the mask losses look at, nor is a
                 query taught no-object that matches no target and has most of its mask there: it may have found what
                 nobody labelled. Without it void is background of every mask, as in the original.
-            embeddings: Mask embeddings (L, B, Q, C) and pixel embeddings (B, C, h, w), whose products the mask logits
-                are. The matched masks are then trained through these products alone. Most queries are matched with
-                nothing; through the mask logits, their gradients, all zero, would cost as much as those that matter:
-                a tenth of a training step.
         """
         device = class_logits_LBQK.device
         mask_labels, class_labels = check_targets(
@@ -96,16 +97,22 @@ class Criterion(nn.Module):
             class_logits_LBQK = class_logits_LBQK.float()
             counted_BHW = None if void_masks is None else ~void_masks.to(device).bool()
             matches = self._match(
-                class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator
+                class_logits_LBQK,
+                mask_embeddings_LBQC,
+                pixel_embeddings_BChw,
+                mask_labels,
+                class_labels,
+                counted_BHW,
+                generator,
             )
         image_LM, query_LM, target_LM = _in_target_order(matches, class_labels, device)
-        if embeddings is None:
-            matched_LMhw = _Matched.apply(mask_logits_LBQhw, image_LM, query_LM)
-        else:
-            num_matched = [len(query) for query, _ in matches[0]]
-            matched_LMhw = _MatchedProducts.apply(
-                *embeddings, mask_logits_LBQhw.detach(), image_LM, query_LM, num_matched
-            )
+        matched_LMhw = _matched_mask_logits(
+            mask_embeddings_LBQC, pixel_embeddings_BChw, image_LM, query_LM, [len(query) for query, _ in matches[0]]
+        )
+        excused_L = [
+            None if counted_BHW is None else _mostly_void(layer_BQC, pixel_embeddings_BChw, counted_BHW)
+            for layer_BQC in mask_embeddings_LBQC
+        ]
         # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
         masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
         with torch.autocast(device.type, enabled=False):
@@ -118,9 +125,8 @@ class Criterion(nn.Module):
             for layer in _last_layer_first(len(class_logits_LBQK)):
                 suffix = "" if layer == len(class_logits_LBQK) - 1 else f"_{layer}"
                 labels_M = labels_N[target_LM[layer]]
-                excused_BQ = None if counted_BHW is None else _mostly_void(mask_logits_LBQhw[layer], counted_BHW)
                 class_loss = self._class_loss(
-                    class_logits_LBQK[layer], image_LM[layer], query_LM[layer], labels_M, excused_BQ
+                    class_logits_LBQK[layer], image_LM[layer], query_LM[layer], labels_M, excused_L[layer]
                 )
                 losses[f"loss_ce{suffix}"] = class_loss / class_weight_sum
                 losses[f"loss_mask{suffix}"] = mask_losses_L[layer] / num_masks
@@ -128,7 +134,16 @@ class Criterion(nn.Module):
             total = torch.stack([self.weights[_term(name)] * loss for name, loss in losses.items()]).sum()
         return total, losses
 
-    def _match(self, class_logits_LBQK, mask_logits_LBQhw, mask_labels, class_labels, counted_BHW, generator):
+    def _match(
+        self,
+        class_logits_LBQK,
+        mask_embeddings_LBQC,
+        pixel_embeddings_BChw,
+        mask_labels,
+        class_labels,
+        counted_BHW,
+        generator,
+    ):
         num_targets = [len(labels) for labels in class_labels]
         num_layers, num_images, num_queries = class_logits_LBQK.shape[:3]
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
@@ -146,7 +161,8 @@ class Criterion(nn.Module):
             )
         costs = matching_costs(
             class_logits_LBQK,
-            mask_logits_LBQhw,
+            mask_embeddings_LBQC,
+            pixel_embeddings_BChw,
             mask_labels,
             class_labels,
             self.weights["loss_ce"],
@@ -239,11 +255,13 @@ class Criterion(nn.Module):
 
 
 @torch.no_grad()
-def _mostly_void(mask_logits_BQhw: torch.Tensor, counted_BHW: torch.Tensor) -> torch.Tensor:
+def _mostly_void(
+    mask_embeddings_BQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor, counted_BHW: torch.Tensor
+) -> torch.Tensor:
     """Queries of which more than half of the mask lies where nothing counts: (B, Q) bool, as panoptic quality excuses
     a segment that was found there."""
-    masks_BQX = (mask_logits_BQhw > 0).flatten(2).float()
-    counted_BX = nearest(counted_BHW, mask_logits_BQhw.shape[-2:]).flatten(1)
+    masks_BQX = (mask_logits(mask_embeddings_BQC[None], pixel_embeddings_BChw)[0] > 0).flatten(2).float()
+    counted_BX = nearest(counted_BHW, pixel_embeddings_BChw.shape[-2:]).flatten(1)
     return (masks_BQX @ counted_BX[..., None])[..., 0] < 0.5 * masks_BQX.sum(-1)
 
 
@@ -297,70 +315,18 @@ def _as_bool(masks: torch.Tensor, image: int) -> torch.Tensor:
     return masks.bool()
 
 
-class _Matched(torch.autograd.Function):
-    """`mask_logits_LBQhw[layer, image, query]` for all layers, (L, M, h, w); no place is read twice.
-
-    The gradient has the memory layout of the logits, which are a transposed view of a product of matrices: in any
-    other layout it would be copied as a whole on its way back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, mask_logits_LBQhw: torch.Tensor, image_LM: torch.Tensor, query_LM: torch.Tensor) -> Any:
-        layer_L1 = torch.arange(len(image_LM), device=image_LM.device)[:, None]
-        ctx.save_for_backward(layer_L1, image_LM, query_LM)
-        ctx.size, ctx.stride = mask_logits_LBQhw.shape, mask_logits_LBQhw.stride()
-        return mask_logits_LBQhw[layer_L1, image_LM, query_LM]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
-        (grad_LMhw,) = grad_outputs
-        order = sorted(range(len(ctx.size)), key=lambda dim: -ctx.stride[dim])
-        zeros = grad_LMhw.new_zeros([ctx.size[dim] for dim in order])
-        grad_LBQhw = zeros.permute([order.index(dim) for dim in range(len(order))])
-        grad_LBQhw[ctx.saved_tensors] = grad_LMhw
-        return grad_LBQhw, None, None
-
-
-class _MatchedProducts(torch.autograd.Function):
-    """What `_Matched` gives, whose gradient goes to the embeddings that these mask logits are products of.
-
-    Of each image there are `num_matched`, one after the other.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        mask_embeddings_LBQC: torch.Tensor,
-        pixel_embeddings_BChw: torch.Tensor,
-        mask_logits_LBQhw: torch.Tensor,
-        image_LM: torch.Tensor,
-        query_LM: torch.Tensor,
-        num_matched: list[int],
-    ) -> Any:
-        ctx.save_for_backward(mask_embeddings_LBQC, pixel_embeddings_BChw, query_LM)
-        ctx.num_matched = num_matched
-        layer_L1 = torch.arange(len(image_LM), device=image_LM.device)[:, None]
-        return mask_logits_LBQhw[layer_L1, image_LM, query_LM]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
-        (grad_LMhw,) = grad_outputs
-        mask_embeddings_LBQC, pixel_embeddings_BChw, query_LM = ctx.saved_tensors
-        mask_grad_LBQC = torch.zeros_like(mask_embeddings_LBQC)
-        pixel_grad_BChw = torch.empty_like(pixel_embeddings_BChw)
-        layer_L1 = torch.arange(len(query_LM), device=query_LM.device)[:, None]
-        parts = zip(query_LM.split(ctx.num_matched, dim=1), grad_LMhw.split(ctx.num_matched, dim=1), strict=True)
-        for image, (query_Lm, grad_Lmhw) in enumerate(parts):
-            # Both products in the precision of the logits, which under autocast is less than that of the embeddings.
-            embeddings_LmC = mask_embeddings_LBQC[layer_L1, image, query_Lm].to(grad_Lmhw.dtype)
-            pixels_Chw = pixel_embeddings_BChw[image].to(grad_Lmhw.dtype)
-            pixel_grad_BChw[image] = torch.einsum("lmc,lm...hw->...chw", embeddings_LmC, grad_Lmhw)
-            mask_grad_LBQC[layer_L1, image, query_Lm] = torch.einsum("lm...hw,...chw->lmc", grad_Lmhw, pixels_Chw).to(
-                mask_grad_LBQC.dtype
-            )
-        return mask_grad_LBQC, pixel_grad_BChw, None, None, None, None
+def _matched_mask_logits(
+    mask_embeddings_LBQC: torch.Tensor,
+    pixel_embeddings_BChw: torch.Tensor,
+    image_LM: torch.Tensor,
+    query_LM: torch.Tensor,
+    num_matched: list[int],
+) -> torch.Tensor:
+    """(L, M, h, w). In every layer the first `num_matched[0]` are of the first image, and so on."""
+    layer_L1 = torch.arange(len(query_LM), device=query_LM.device)[:, None]
+    embeddings_LMC = mask_embeddings_LBQC[layer_L1, image_LM, query_LM]
+    images = zip(embeddings_LMC.split(num_matched, dim=1), pixel_embeddings_BChw.unbind(), strict=True)
+    return torch.cat([torch.einsum("lmc,...chw->lm...hw", *embeddings) for embeddings in images], dim=1)
 
 
 def _in_target_order(

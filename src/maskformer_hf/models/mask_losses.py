@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from .matcher import FOCAL_ALPHA, softplus
 
 # Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
-CHUNK = {"cpu": 2**19}
+CHUNK = {"cpu": 2**20}
 DEFAULT_CHUNK = 2**24
 # Values of masks of which only the columns are upsampled, likewise: a bound on the memory of a step, not on its speed.
 WIDE_CHUNK = 2**23
 # Rows and columns that are made by one product of matrices: the fewer, the fewer of its weights are zero.
-ROWS, COLUMNS = 32, 64
+ROWS, COLUMNS = 32, 128
 
 
 def focal_loss(
@@ -46,9 +46,10 @@ def dice_loss(
 ) -> torch.Tensor:
     """One minus the dice coefficient, 1 added above and below the line, summed over masks."""
     probability = logits_NX.sigmoid()
+    overlap = probability * targets_NX
     if counted_NX is not None:
-        probability, targets_NX = probability * counted_NX, targets_NX * counted_NX
-    numerator = 2 * (probability * targets_NX).sum(1)
+        probability, targets_NX, overlap = (x * counted_NX for x in (probability, targets_NX, overlap))
+    numerator = 2 * overlap.sum(1)
     denominator = probability.sum(1) + targets_NX.sum(1)
     return (1 - (numerator + 1) / (denominator + 1)).sum()
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .point_sampling import sample_points
+from .point_sampling import sample_embeddings, sample_points
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -18,7 +18,9 @@ except ImportError:  # inference needs no scipy
 # Of the focal loss, whose gamma of 2 stands as a square wherever it is used.
 FOCAL_ALPHA = 0.25
 # Values of masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
-CHUNK = (2**18, 2**24)
+CHUNK = (2**18, 2**23)
+# Products of matrices with 13 columns take a CPU a tenth longer than with 16.
+COLUMNS = 16
 
 
 class NotFiniteError(ValueError, FloatingPointError):
@@ -28,7 +30,8 @@ class NotFiniteError(ValueError, FloatingPointError):
 @torch.no_grad()
 def matching_costs(
     class_logits_LBQK: torch.Tensor,
-    mask_logits_LBQhw: torch.Tensor,
+    mask_embeddings_LBQC: torch.Tensor,
+    pixel_embeddings_BChw: torch.Tensor,
     mask_labels: Sequence[torch.Tensor],
     class_labels: Sequence[torch.Tensor],
     class_weight: float,
@@ -43,10 +46,14 @@ def matching_costs(
     N is the largest number of targets of an image, at least 1; columns beyond an image's own targets mean nothing. A
     cost of an image whose predictions are not finite is not finite either, whether it has targets or not.
 
-    Clips are images with a dimension T of frames in front of h and w, or H and W: the cost of a mask is then that of
-    all its frames together.
+    Mask logits, the products of the embeddings, are made for some pixels at a time and not kept.
+
+    Clips are images with a dimension T of frames, pixel embeddings (B, T, C, h, w) and masks (N_i, T, H, W): the cost
+    of a mask is then that of all its frames together.
 
     Args:
+        mask_embeddings_LBQC: (L, B, Q, C).
+        pixel_embeddings_BChw: (B, C, h, w).
         mask_labels: Binary masks (N_i, H, W) of each image, all padded to one size.
         class_labels: Classes (N_i,) of each image.
         counted_BHW: False at void pixels, which take no part in the costs of masks.
@@ -57,27 +64,36 @@ def matching_costs(
     num_layers, num_images, num_queries = class_logits_LBQK.shape[:3]
     num_columns = max(1, *map(len, class_labels))
     costs_LBQN = class_logits_LBQK.new_zeros((num_layers, num_images, num_queries, num_columns), dtype=torch.float32)
-    size = mask_logits_LBQhw.shape[-2:]
-    num_values = points_LBP2.shape[2] if points_LBP2 is not None else math.prod(size)
-    num_values *= math.prod(mask_logits_LBQhw.shape[3:-2])
-    chunk = max(1, CHUNK[mask_logits_LBQhw.device.type != "cpu"] // num_values)
+    size = pixel_embeddings_BChw.shape[-2:]
+    # Without points all layers look at the same pixels: at once, as if their queries were those of one layer.
+    layers_at_once = num_layers if points_LBP2 is None else 1
+    num_rows = layers_at_once * num_queries
+    num_pixels = math.prod(size) if points_LBP2 is None else points_LBP2.shape[2]
+    num_pixels *= math.prod(pixel_embeddings_BChw.shape[1:-3])
+    chunk = CHUNK[costs_LBQN.device.type != "cpu"]
+    workspace = costs_LBQN.new_empty(5, num_rows * min(num_pixels, max(1, chunk // num_rows)))
     for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
         if not len(labels):
             masks, labels = masks.new_zeros((1, *masks.shape[1:])), labels.new_zeros(1)
         own_LQN = costs_LBQN[:, image, :, : len(labels)]
         own_LQN -= class_weight * class_logits_LBQK[:, image].float().softmax(-1)[..., labels]
-        counted = None if counted_BHW is None else counted_BHW[image]
-        targets_NX, counted_X = None, None
-        for layer in range(num_layers):
-            points = None if points_LBP2 is None else points_LBP2[layer, image]
-            if targets_NX is None or points is not None:  # without points they are the same in every layer
-                targets_NX = _values(masks, size, points)
-                counted_X = None if counted is None else _values(counted[None], size, points)[0]
-            for start in range(0, num_queries, chunk):
-                queries = slice(start, start + chunk)
-                logits_QX = _values(mask_logits_LBQhw[layer, image, queries], size, points)
-                mask_cost, dice_cost = _mask_costs(logits_QX, targets_NX, counted_X, mask_term)
-                own_LQN[layer, queries] += mask_weight * mask_cost + dice_weight * dice_cost
+        pixels_TChw = pixel_embeddings_BChw[image].reshape(-1, *pixel_embeddings_BChw.shape[-3:])
+        if points_LBP2 is None:
+            pixels = pixels_TChw.transpose(0, 1).flatten(1)
+        else:
+            pixels = pixels_TChw.permute(0, 2, 3, 1).contiguous().float()
+        for start in range(0, num_layers, layers_at_once):
+            layers = slice(start, start + layers_at_once)
+            points_P2 = None if points_LBP2 is None else points_LBP2[start, image]
+            targets_NX = _values(masks, size, points_P2)
+            counted_X = None if counted_BHW is None else _values(counted_BHW[image, None], size, points_P2)[0]
+            # Sampling and products are both linear: which comes first is the same.
+            pixels_CX = pixels if points_P2 is None else sample_embeddings(pixels, points_P2).T
+            embeddings_RC = mask_embeddings_LBQC[layers, image].flatten(0, 1)
+            mask_cost_RN, dice_cost_RN = _mask_costs(
+                embeddings_RC.float(), pixels_CX, targets_NX, counted_X, mask_term, workspace
+            )
+            own_LQN[layers] += (mask_weight * mask_cost_RN + dice_weight * dice_cost_RN).unflatten(0, (-1, num_queries))
     return costs_LBQN
 
 
@@ -90,47 +106,64 @@ def softplus(
     takes max(x, 0) - log(max(p, 1 - p)), in the memory of `out`, which may be x, and of `scratch`.
     """
     if x.device.type != "cpu":
-        return F.softplus(x)
+        return F.softplus(x) if out is None else out.copy_(F.softplus(x))
     scratch = torch.sub(torch.ones((), dtype=x.dtype), probability, out=scratch)
     torch.maximum(scratch, probability, out=scratch).log_()
     return torch.clamp(x, min=0, out=out).sub_(scratch)
 
 
 def _mask_costs(
-    logits_QX: torch.Tensor, targets_NX: torch.Tensor, counted_X: torch.Tensor | None, mask_term: str
+    embeddings_RC: torch.Tensor,
+    pixels_CX: torch.Tensor,
+    targets_NX: torch.Tensor,
+    counted_X: torch.Tensor | None,
+    mask_term: str,
+    workspace: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Focal or cross-entropy cost, and dice cost, (Q, N) each. Targets and what counts may be fractions."""
-    targets_XN = targets_NX.T
-    probability = logits_QX.sigmoid()
-    # softplus(x) is the cross-entropy of a negative pixel, softplus(x) - x that of a positive one. Passes over these
-    # maps are what matching costs, so both kinds of pixel share one matrix product.
-    negative = softplus(logits_QX, probability)
-    if mask_term == "focal":
-        complement = 1 - probability
-        positive = (negative - logits_QX).mul_(complement).mul_(complement)
-        negative.mul_(probability).mul_(probability)
-        positive_weight, negative_weight = FOCAL_ALPHA, 1 - FOCAL_ALPHA
-        positive.sub_(negative, alpha=negative_weight / positive_weight)
-    else:
-        positive = -logits_QX
-        positive_weight = negative_weight = 1.0
-    num_pixels: float | torch.Tensor = logits_QX.shape[1]
+    """Focal or cross-entropy cost, and dice cost, (R, N) each, of R queries, whatever their layers.
+
+    Targets and what counts may be fractions. `workspace` has five values for each query and each of some pixels.
+    """
+    num_targets, num_pixels = targets_NX.shape
+    # Sums over the pixels of each target, and over all pixels in one more column. Further ones are there for speed.
+    ones = num_targets
+    weights_XN = targets_NX.new_zeros(num_pixels, (num_targets + COLUMNS) // COLUMNS * COLUMNS)
+    weights_XN[:, :ones], weights_XN[:, ones] = targets_NX.T, 1
     if counted_X is not None:
-        num_pixels = counted_X.sum().clamp(min=1)
-        targets_XN = targets_XN * counted_X[:, None]
-        negative *= counted_X
-        probability *= counted_X
-    mask_cost = negative_weight * negative.sum(1, keepdim=True) + positive_weight * (positive @ targets_XN)
-    numerator = 2 * (probability @ targets_XN) + 1
-    denominator = probability.sum(1, keepdim=True) + targets_XN.sum(0) + 1
-    return mask_cost / num_pixels, 1 - numerator / denominator
+        weights_XN *= counted_X[:, None]
+    sums_KRN = weights_XN.new_zeros(3, len(embeddings_RC), weights_XN.shape[1])
+    step = workspace.shape[1] // len(embeddings_RC)
+    for start in range(0, num_pixels, step):
+        pixels = slice(start, min(start + step, num_pixels))
+        size = len(embeddings_RC), pixels.stop - start
+        memory = workspace.flatten()[: 5 * math.prod(size)].view(5, *size)
+        positive, negative, probability, logits, complement = memory
+        torch.mm(embeddings_RC, pixels_CX[:, pixels].float(), out=logits)
+        torch.sigmoid(logits, out=probability)
+        # What a pixel loses that should be none of the mask, and one that should be: softplus(x) and softplus(-x).
+        softplus(logits, probability, out=negative, scratch=complement)
+        torch.sub(negative, logits, out=positive)
+        if mask_term == "focal":
+            torch.sub(torch.ones((), device=logits.device), probability, out=complement)
+            positive.mul_(complement).mul_(complement)
+            negative.mul_(probability).mul_(probability)
+        sums_KRN.flatten(0, 1).addmm_(memory[:3].flatten(0, 1), weights_XN[pixels])
+    positive, negative, probability = sums_KRN
+    target_sum_N, num_counted = weights_XN[:, :ones].sum(0), weights_XN[:, ones].sum().clamp(min=1)
+    positive_weight, negative_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
+    inside, everywhere = slice(0, ones), slice(ones, ones + 1)
+    outside = negative[:, everywhere] - negative[:, inside]
+    mask_cost = positive_weight * positive[:, inside] + negative_weight * outside
+    numerator = 2 * probability[:, inside] + 1
+    denominator = probability[:, everywhere] + target_sum_N + 1
+    return mask_cost / num_counted, 1 - numerator / denominator
 
 
 def _values(masks_NHW: torch.Tensor, size: Sequence[int], points_P2: torch.Tensor | None) -> torch.Tensor:
     """What of masks (N, H, W) or (N, T, H, W) is compared, (N, X), float32."""
     if points_P2 is not None:
         return sample_points(masks_NHW[None], points_P2[None])[0].flatten(1)
-    return (masks_NHW.float() if masks_NHW.is_floating_point() else nearest(masks_NHW, size)).flatten(1)
+    return nearest(masks_NHW, size).flatten(1)
 
 
 def nearest(masks_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

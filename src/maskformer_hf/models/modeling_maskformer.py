@@ -23,7 +23,7 @@ from .modeling_outputs import (
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .remote_code import CodeOnTheHub
-from .segmentation_head import ClassHead, SegmentationHead
+from .segmentation_head import ClassHead, SegmentationHead, mask_logits
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedTransformerDecoder
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
@@ -384,27 +384,28 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             every_layer=every_layer,
             return_dict=True,
         )
-        class_logits, mask_logits, mask_embeddings = self.head(
-            stack_queries(base, every_layer),
-            _stack_mask_embeddings(base, every_layer),
-            base.pixel_decoder_last_hidden_state,
+        class_logits, mask_embeddings = self.head(
+            stack_queries(base, every_layer), _stack_mask_embeddings(base, every_layer)
         )
+        pixel_embeddings = base.pixel_decoder_last_hidden_state
         loss = loss_dict = None
         if mask_labels is not None:
             supervised = slice(None) if supervise else slice(-1, None)
             loss, loss_dict = self.criterion(
                 class_logits[supervised],
-                mask_logits[supervised],
+                mask_embeddings[supervised],
+                pixel_embeddings,
                 mask_labels,
                 class_labels,
                 void_masks,
-                embeddings=(mask_embeddings[supervised], base.pixel_decoder_last_hidden_state),
             )
+        # Of the other layers the loss needs but the masks that it matches: all of them would be most of its memory.
+        masks = mask_logits(mask_embeddings if output_auxiliary_logits else mask_embeddings[-1:], pixel_embeddings)
         auxiliary_logits = None
         if output_auxiliary_logits:
             auxiliary_logits = [
-                {"class_queries_logits": classes, "masks_queries_logits": masks}
-                for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
+                {"class_queries_logits": layer_classes, "masks_queries_logits": layer_masks}
+                for layer_classes, layer_masks in zip(class_logits[:-1], masks[:-1], strict=True)
             ]
         keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         dropped = {"mask_embeddings"} | (set() if keep_hidden_states else {"transformer_decoder_hidden_states"})
@@ -412,8 +413,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             class_queries_logits=class_logits[-1],
-            # A copy, lest the masks of all layers live as long as the result does.
-            masks_queries_logits=mask_logits[-1].clone() if every_layer else mask_logits[-1],
+            masks_queries_logits=masks[-1],
             image_sizes=image_sizes_of(pixel_values, pixel_mask),
             padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
             auxiliary_logits=auxiliary_logits,

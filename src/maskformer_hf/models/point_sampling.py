@@ -47,6 +47,33 @@ def _sample_boolean(masks_NCHW: torch.Tensor, grid_N1P2: torch.Tensor) -> torch.
     return torch.cat(values)
 
 
+def sample_embeddings(pixels_ThwC: torch.Tensor, points_P2: torch.Tensor) -> torch.Tensor:
+    """What `sample_points` reads of all frames at the same points, (T P, C), a mixture of four rows for each point.
+
+    Of hundreds of channels it takes a CPU a tenth of `grid_sample`'s time.
+
+    Args:
+        pixels_ThwC: Contiguous.
+        points_P2: x and y in [0, 1].
+    """
+    num_frames, height, width, num_channels = pixels_ThwC.shape
+    size = torch.tensor([width, height], device=points_P2.device)
+    position_P12 = (points_P2 * size - 0.5)[:, None]
+    around_42 = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points_P2.device)
+    cell_P42 = position_P12.floor().long() + around_42
+    weight_P4 = (1 - (position_P12 - cell_P42).abs()).prod(-1)
+    weight_P4 *= ((cell_P42 >= 0) & (cell_P42 < size)).all(-1)
+    cell_P42 = cell_P42.clamp(min=torch.zeros_like(size), max=size - 1)
+    index_P4 = cell_P42[..., 1] * width + cell_P42[..., 0]
+    frame_T11 = torch.arange(num_frames, device=points_P2.device)[:, None, None]
+    return F.embedding_bag(
+        (frame_T11 * (height * width) + index_P4).flatten(0, 1),
+        pixels_ThwC.view(-1, num_channels),
+        per_sample_weights=weight_P4.repeat(num_frames, 1),
+        mode="sum",
+    )
+
+
 @torch.no_grad()
 def uncertain_points(
     mask_logits_Nhw: torch.Tensor,

@@ -17,16 +17,12 @@ class ClassHead(nn.Module):
         self.class_predictor = nn.Linear(hidden_size, num_labels + 1)
 
     def forward(
-        self,
-        queries_LBQC: torch.Tensor,
-        mask_embeddings_LBQC: torch.Tensor | None,
-        pixel_embeddings_BChw: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Class logits (L, B, Q, K+1), mask logits (L, B, Q, h, w) and mask embeddings (L, B, Q, C) of all decoder
-        layers at once. With pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
+        self, queries_LBQC: torch.Tensor, mask_embeddings_LBQC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits (L, B, Q, K+1) and mask embeddings (L, B, Q, C) of all decoder layers at once. Masks are the
+        latter's products with the pixel embeddings, which are made where they are wanted: see `mask_logits`."""
         assert mask_embeddings_LBQC is not None, "the part tables pair this head with decoders that make them"
-        mask_logits_LBQhw = _multiply(mask_embeddings_LBQC, pixel_embeddings_BChw)
-        return self.class_predictor(queries_LBQC), mask_logits_LBQhw, mask_embeddings_LBQC
+        return self.class_predictor(queries_LBQC), mask_embeddings_LBQC
 
     def change_classes(self, rows: Sequence[int | None]):
         """Replace the classifier: class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
@@ -36,19 +32,16 @@ class ClassHead(nn.Module):
 
 
 class SegmentationHead(ClassHead):
-    """The classifier, and an MLP whose result is multiplied with the pixel embeddings."""
+    """The classifier, and an MLP that makes the mask embeddings."""
 
     def __init__(self, hidden_size: int, mask_feature_size: int, num_labels: int):
         super().__init__(hidden_size, mask_feature_size, num_labels)
         self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
 
     def forward(
-        self,
-        queries_LBQC: torch.Tensor,
-        mask_embeddings_LBQC: torch.Tensor | None,
-        pixel_embeddings_BChw: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return super().forward(queries_LBQC, self.mask_embedder(queries_LBQC), pixel_embeddings_BChw)
+        self, queries_LBQC: torch.Tensor, mask_embeddings_LBQC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(queries_LBQC, self.mask_embedder(queries_LBQC))
 
 
 class QueryPixelHead(nn.Module):
@@ -60,7 +53,7 @@ class QueryPixelHead(nn.Module):
 
     def forward(self, queries_LBKC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
         """Class logits of every pixel (L, B, K, h, w) of all decoder layers at once."""
-        return _multiply(self.mask_embedder(queries_LBKC), pixel_embeddings_BChw)
+        return mask_logits(self.mask_embedder(queries_LBKC), pixel_embeddings_BChw)
 
 
 class PixelHead(nn.Module):
@@ -88,5 +81,6 @@ class PixelHead(nn.Module):
         keep_rows(self.classifier, old, rows)
 
 
-def _multiply(embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("lbqc,b...chw->lbq...hw", embeddings_LBQC, pixel_embeddings_BChw)
+def mask_logits(mask_embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
+    """(L, B, Q, h, w); with pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
+    return torch.einsum("lbqc,b...chw->lbq...hw", mask_embeddings_LBQC, pixel_embeddings_BChw)
