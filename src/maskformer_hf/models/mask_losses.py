@@ -1,5 +1,6 @@
 """What matched masks lose: focal loss or cross-entropy, and dice loss; of values at points, and of every pixel."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -142,15 +143,16 @@ class _Workspace(NamedTuple):
 
     Attributes:
         num_masks: That are worked on at a time.
-        wide: Maps (num_masks, L, h, W), of which only the columns are upsampled: of the logits, and of three slopes
-            where these are wanted.
-        parts: Three maps (num_masks, L, H, W) of as many upsampled rows as the longest band.
+        wide: Room for the logits (num_masks, L, h, W), of which only the columns are upsampled.
+        slopes: Room for three slopes (R, num_masks, L, h, W), likewise, of the h small rows of each of the R bands.
+        parts: Room for three maps (num_masks, L, H, W) of the H upsampled rows of a band.
     """
 
     num_masks: int
     rows: list[_Band]
     columns: list[_Band]
-    wide: list[torch.Tensor]
+    wide: torch.Tensor
+    slopes: list[torch.Tensor]
     parts: list[torch.Tensor]
 
 
@@ -158,34 +160,46 @@ def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor, with_slopes
     num_layers, num_masks, height, width = logits_LMhw.shape
     large_height, large_width = targets_MHW.shape[1:]
     chunk = CHUNK.get(logits_LMhw.device.type, DEFAULT_CHUNK)
-    num_masks = min(
-        num_masks, chunk // (num_layers * ROWS * large_width), WIDE_CHUNK // (num_layers * height * large_width)
-    )
-    num_masks = max(1, num_masks)
-    num_rows = min(large_height, max(ROWS, chunk // (num_layers * num_masks * large_width)))
+    at_once = min(chunk // (num_layers * ROWS * large_width), WIDE_CHUNK // (num_layers * height * large_width))
+    num_groups = math.ceil(num_masks / max(1, at_once))
+    num_masks = math.ceil(num_masks / num_groups)
+    num_rows = min(large_height, max(1, chunk // (num_layers * num_masks * large_width * ROWS)) * ROWS)
+    rows = _bands(height, large_height, num_rows, logits_LMhw)
+    size = num_masks * num_layers * large_width
+    slope_size = size * len(rows) * rows[0].weights.shape[1]
     return _Workspace(
         num_masks,
-        _bands(height, large_height, num_rows, logits_LMhw),
+        rows,
         _bands(width, large_width, COLUMNS, logits_LMhw),
-        [logits_LMhw.new_empty(num_masks, num_layers, height, large_width) for _ in range(1 + 3 * with_slopes)],
-        [logits_LMhw.new_empty(num_masks, num_layers, num_rows, large_width) for _ in range(3)],
+        logits_LMhw.new_empty(size * height),
+        [logits_LMhw.new_empty(slope_size) for _ in range(3 * with_slopes)],
+        [logits_LMhw.new_empty(size * num_rows) for _ in range(3)],
     )
+
+
+def _maps(memory: torch.Tensor, *size: int) -> torch.Tensor:
+    """The first of it. Contiguous, also for a last group of fewer masks or a last band of fewer rows."""
+    return memory[: math.prod(size)].view(size)
 
 
 def _bands(small: int, large: int, step: int, like: torch.Tensor) -> list[_Band]:
-    """Of the pixels of one axis, `step` at a time, those of `F.interpolate(mode="bilinear", align_corners=False)`."""
+    """Of the pixels of one axis, `step` at a time, those of `F.interpolate(mode="bilinear", align_corners=False)`.
+
+    All bands are mixtures of as many small ones, though some of these may have a weight of zero.
+    """
     position = ((torch.arange(large, dtype=torch.float64) + 0.5) * (small / large) - 0.5).clamp_(min=0)
     lower = position.long()
     upper = (lower + 1).clamp_(max=small - 1)
     share = position - lower
+    parts = [slice(start, min(start + step, large)) for start in range(0, large, step)]
+    num_small = max(int(upper[part.stop - 1]) + 1 - int(lower[part.start]) for part in parts)
     bands = []
-    for start in range(0, large, step):
-        part = slice(start, min(start + step, large))
-        first, last = int(lower[part.start]), int(upper[part.stop - 1])
-        weights = torch.zeros(part.stop - part.start, last + 1 - first, dtype=torch.float64)
+    for part in parts:
+        first = min(int(lower[part.start]), small - num_small)
+        weights = torch.zeros(part.stop - part.start, num_small, dtype=torch.float64)
         weights.scatter_add_(1, (lower[part] - first)[:, None], (1 - share[part])[:, None])
         weights.scatter_add_(1, (upper[part] - first)[:, None], share[part][:, None])
-        bands.append(_Band(part, slice(first, last + 1), weights.to(like)))
+        bands.append(_Band(part, slice(first, first + num_small), weights.to(like)))
     return bands
 
 
@@ -201,18 +215,23 @@ def _losses_and_slopes(
     Maps are upsampled by products of matrices: all columns first, then the rows of one part after the other. What each
     part has of the slopes goes the same way back, by the transposed matrices.
     """
-    num_masks, num_layers = small_MLhw.shape[:2]
-    logits_MLhW, *slopes_MLhW = (memory[:num_masks] for memory in workspace.wide)
+    num_masks, num_layers, height, _ = small_MLhw.shape
+    large_width = targets_MHW.shape[2]
+    logits_MLhW = _maps(workspace.wide, num_masks, num_layers, height, large_width)
     for columns in workspace.columns:
         around, here = small_MLhw[..., columns.small], logits_MLhW[..., columns.large]
         torch.mm(_as_rows(around), columns.weights.T, out=_as_rows(here))
-    for slope_MLhW in slopes_MLhW:
-        slope_MLhW.zero_()
+    num_bands, num_small = len(workspace.rows), workspace.rows[0].weights.shape[1]
+    slopes_RMLhW = [
+        _maps(memory, num_bands, num_masks, num_layers, num_small, large_width) for memory in workspace.slopes
+    ]
     sums = small_MLhw.new_zeros(3, num_masks, num_layers).unbind()  # mask term; wrong; wrong inside of the target
     counts = small_MLhw.new_zeros(2, num_masks, 1).unbind()  # pixels; pixels of the target
-    for rows in workspace.rows:
+    for band, rows in enumerate(workspace.rows):
         weights_NHh = rows.weights.expand(num_masks * num_layers, -1, -1)
-        part_MLHW, wrong_MLHW, slope_MLHW = (x[:num_masks, :, : len(rows.weights)] for x in workspace.parts)
+        part_MLHW, wrong_MLHW, slope_MLHW = (
+            _maps(memory, num_masks, num_layers, len(rows.weights), large_width) for memory in workspace.parts
+        )
         torch.bmm(weights_NHh, _as_matrices(logits_MLhW[:, :, rows.small]), out=_as_matrices(part_MLHW))
         # As bytes: a CPU makes floats of them much faster than of booleans.
         target_M1HW = targets_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
@@ -222,9 +241,8 @@ def _losses_and_slopes(
         maps = (part_MLHW, wrong_MLHW, slope_MLHW, target_M1HW, counted_M1HW)
         _add_losses(*maps, mask_term, sums, counts)
         # Where no slopes are wanted, none is made.
-        for slope_MLhW, map_MLHW in zip(slopes_MLhW, _slopes(*maps), strict=False):
-            # No `baddbmm_`: into a part of a map it goes matrix by matrix on a CPU.
-            _as_matrices(slope_MLhW[:, :, rows.small]).add_(torch.bmm(weights_NHh.mT, _as_matrices(map_MLHW)))
+        for slope_RMLhW, map_MLHW in zip(slopes_RMLhW, _slopes(*maps), strict=False):
+            torch.bmm(weights_NHh.mT, _as_matrices(map_MLHW), out=_as_matrices(slope_RMLhW[band]))
 
     num_pixels, target_sum = counts
     num_pixels = num_pixels.clamp(min=1)
@@ -233,16 +251,19 @@ def _losses_and_slopes(
     numerator = 2 * (target_sum - wrong_inside) + 1
     denominator = 2 * target_sum + wrong - 2 * wrong_inside + 1
     slopes = []
-    if slopes_MLhW:
-        mask_slope, variance, variance_inside = slopes_MLhW
+    if slopes_RMLhW:
+        mask_slope, variance, variance_inside = slopes_RMLhW
         mask_slope /= num_pixels[..., None, None]
         variance *= (numerator / denominator.square())[..., None, None]
         variance.addcmul_(variance_inside, (-2 / denominator)[..., None, None])
-        for slope_MLhW in (mask_slope, variance):
-            slopes.append(torch.zeros_like(small_MLhw))
+        for slope_RMLhW in (mask_slope, variance):
+            small_RMLhw = small_MLhw.new_zeros(*slope_RMLhW.shape[:-1], small_MLhw.shape[-1])
             for columns in workspace.columns:
-                around, here = slopes[-1][..., columns.small], slope_MLhW[..., columns.large]
+                around, here = small_RMLhw[..., columns.small], slope_RMLhW[..., columns.large]
                 _as_rows(around).addmm_(_as_rows(here), columns.weights)
+            slopes.append(torch.zeros_like(small_MLhw))
+            for rows, band_MLhw in zip(workspace.rows, small_RMLhw, strict=True):
+                slopes[-1][:, :, rows.small] += band_MLhw
     return mask_sum / num_pixels, 1 - numerator / denominator, slopes
 
 
