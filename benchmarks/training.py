@@ -46,7 +46,7 @@ import torch
 import transformers
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, presets
-from maskformer_hf.models.segmentation_head import mask_logits
+from maskformer_hf.models.layers import mask_logits
 
 MODELS = {"r50": presets.maskformer_resnet50_ade20k, "swin-t": presets.maskformer_swin_tiny_ade20k}
 SIDES = ("floor", "their-floor", "transformers", "dense", "points")

@@ -14,10 +14,10 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from .layers import mask_logits
 from .mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
 from .matcher import match, matching_costs, nearest
 from .point_sampling import sample_points, uncertain_points, uniform_points
-from .segmentation_head import mask_logits
 
 logger = logging.getLogger(__name__)
 

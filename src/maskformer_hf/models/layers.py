@@ -212,3 +212,8 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             states = F.relu(layer(states))
         return self.layers[-1](states)
+
+
+def mask_logits(mask_embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
+    """(L, B, Q, h, w); with pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
+    return torch.einsum("lbqc,b...chw->lbq...hw", mask_embeddings_LBQC, pixel_embeddings_BChw)

@@ -161,8 +161,8 @@ def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor, with_slopes
     large_height, large_width = targets_MHW.shape[1:]
     chunk = CHUNK.get(logits_LMhw.device.type, DEFAULT_CHUNK)
     at_once = min(chunk // (num_layers * ROWS * large_width), WIDE_CHUNK // (num_layers * height * large_width))
-    num_groups = math.ceil(num_masks / max(1, at_once))
-    num_masks = math.ceil(num_masks / num_groups)
+    num_groups = max(1, math.ceil(num_masks / max(1, at_once)))
+    num_masks = max(1, math.ceil(num_masks / num_groups))
     num_rows = min(large_height, max(1, chunk // (num_layers * num_masks * large_width * ROWS)) * ROWS)
     rows = _bands(height, large_height, num_rows, logits_LMhw)
     size = num_masks * num_layers * large_width

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import LABEL_FIELDS, MaskFormerHfConfig, matching_labels
 from .criterion import Criterion
+from .layers import mask_logits
 from .modeling_outputs import (
     MaskFormerHfForUniversalSegmentationOutput,
     MaskFormerHfModelOutput,
@@ -23,7 +24,7 @@ from .modeling_outputs import (
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .remote_code import CodeOnTheHub
-from .segmentation_head import ClassHead, SegmentationHead, mask_logits
+from .segmentation_head import ClassHead, SegmentationHead
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedTransformerDecoder
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .layers import MLP, keep_rows
+from .layers import MLP, keep_rows, mask_logits
 
 
 class ClassHead(nn.Module):
@@ -20,7 +20,7 @@ class ClassHead(nn.Module):
         self, queries_LBQC: torch.Tensor, mask_embeddings_LBQC: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (L, B, Q, K+1) and mask embeddings (L, B, Q, C) of all decoder layers at once. Masks are the
-        latter's products with the pixel embeddings, which are made where they are wanted: see `mask_logits`."""
+        latter's products with the pixel embeddings, which are made where they are wanted."""
         assert mask_embeddings_LBQC is not None, "the part tables pair this head with decoders that make them"
         return self.class_predictor(queries_LBQC), mask_embeddings_LBQC
 
@@ -79,8 +79,3 @@ class PixelHead(nn.Module):
         self.classifier = nn.Conv2d(old.in_channels, len(rows), 1, device=old.weight.device, dtype=old.weight.dtype)
         self.init_weights()
         keep_rows(self.classifier, old, rows)
-
-
-def mask_logits(mask_embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
-    """(L, B, Q, h, w); with pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
-    return torch.einsum("lbqc,b...chw->lbq...hw", mask_embeddings_LBQC, pixel_embeddings_BChw)
