@@ -14,8 +14,8 @@ dense          ours, losses of all pixels
 points         ours, losses on 12,544 points a mask (`mask_loss="points"`)
 
 Time is wall time. The sides run in turns, each turn begun by another side, after one step each that is not counted;
-the table has the medians, the median of the ratios of a side to the floor of the same turn, and the ratio of their
-fastest steps, which what else happens on a shared machine touches the least. Meanwhile glibc keeps
+the table has the medians, and the median of the ratios of a side to the floor of the same turn with the interval that
+holds it in 19 of 20 such runs: on a shared machine equal steps differ by a tenth. Meanwhile glibc keeps
 freed memory (as a GPU's allocator does): else it gives large blocks back, and much of a step on a virtual machine is
 the system's clearing of pages for new ones. `--fresh-memory` leaves glibc as it is. Memory is how far the resident
 set of a process that does nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing
@@ -32,6 +32,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -159,6 +160,13 @@ def measure_times(model_name: str, options: argparse.Namespace) -> dict[str, lis
     return seconds
 
 
+def median_interval(ordered: list[float]) -> tuple[float, float]:
+    """95 % confidence interval of the median, from the ranks around it that are as improbable by a fair coin."""
+    margin = 0.98 * math.sqrt(len(ordered))
+    low, high = math.floor(len(ordered) / 2 - margin), math.ceil(len(ordered) / 2 + margin) - 1
+    return ordered[max(0, low)], ordered[min(len(ordered) - 1, high)]
+
+
 def keep_freed_memory() -> None:
     """No block of its own for large tensors (M_MMAP_MAX), nothing given back (M_TRIM_THRESHOLD)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
@@ -209,7 +217,7 @@ def main() -> None:
         f"{options.images} images of {options.size}x{options.size}, {options.objects} objects each, {options.threads} "
         f"threads, torch {torch.__version__}, transformers {transformers.__version__}, median of {options.repeats}"
     )
-    print(f"{'':8}{'':14}{'time':>9}{'of floor':>10}{'fastest':>10}{'peak':>11}{'above floor':>13}{'of theirs':>11}")
+    print(f"{'':8}{'':14}{'time':>9}{'of floor':>10}{'19 in 20':>15}{'peak':>11}{'above floor':>13}{'of theirs':>11}")
     for model_name in options.models:
         memory = {side: peak_memory(side, model_name, sys.argv[1:]) for side in options.sides}
         if not options.fresh_memory:
@@ -218,12 +226,12 @@ def main() -> None:
         first = options.sides[0]
         extra = {side: memory[side] - memory[first] for side in options.sides}
         for side in options.sides:
-            ratio = statistics.median(a / b for a, b in zip(seconds[side], seconds[first], strict=True))
-            fastest = min(seconds[side]) / min(seconds[first])
+            ratios = sorted(a / b for a, b in zip(seconds[side], seconds[first], strict=True))
+            low, high = median_interval(ratios)
             share = f"{extra[side] / extra['transformers']:10.3f}x" if extra.get("transformers") else ""
             print(
-                f"{model_name:8}{side:14}{statistics.median(seconds[side]):7.2f} s{ratio:9.3f}x{fastest:9.3f}x"
-                f"{memory[side]:7.0f} MiB{extra[side]:9.0f} MiB{share}",
+                f"{model_name:8}{side:14}{statistics.median(seconds[side]):7.2f} s{statistics.median(ratios):9.3f}x"
+                f"{low:8.3f} -{high:5.3f}{memory[side]:7.0f} MiB{extra[side]:9.0f} MiB{share}",
                 flush=True,
             )
     print_targets()

@@ -44,7 +44,7 @@ def test_embeddings_as_maps(num_frames):
     maps = torch.randn(num_frames, 20, 13, 7)
     points = torch.rand(500, 2) * 1.4 - 0.2
     points[:5] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
-    values = sample_embeddings(maps.permute(0, 2, 3, 1).contiguous(), points)
+    values = sample_embeddings(maps, points)
     expected = sample_points(maps, points.expand(num_frames, -1, -1))
     torch.testing.assert_close(values.unflatten(0, (num_frames, 500)), expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
 

@@ -81,7 +81,7 @@ def matching_costs(
         if points_LBP2 is None:
             pixels = pixels_TChw.transpose(0, 1).flatten(1)
         else:
-            pixels = pixels_TChw.permute(0, 2, 3, 1).contiguous().float()
+            pixels = pixels_TChw.float().contiguous(memory_format=torch.channels_last)
         for start in range(0, num_layers, layers_at_once):
             layers = slice(start, start + layers_at_once)
             points_P2 = None if points_LBP2 is None else points_LBP2[start, image]
