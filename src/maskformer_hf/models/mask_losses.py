@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from .matcher import FOCAL_ALPHA, softplus
 
 # Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
-CHUNK = {"cpu": 2**20}
+CHUNK = {"cpu": 2**19}
 DEFAULT_CHUNK = 2**24
 # Values of masks of which only the columns are upsampled, likewise: a bound on the memory of a step, not on its speed.
 WIDE_CHUNK = 2**23
 # Rows and columns that are made by one product of matrices: the fewer, the fewer of its weights are zero.
-ROWS, COLUMNS = 32, 128
+ROWS, COLUMNS = 32, 64
 
 
 def focal_loss(
