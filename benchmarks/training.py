@@ -15,13 +15,13 @@ points         ours, losses on 12,544 points a mask (`mask_loss="points"`)
 
 Time is wall time. The sides run in turns, each turn begun by another side, after one step each that is not counted;
 the table has the medians, and the median of the ratios of a side to the floor of the same turn with the interval that
-holds it in 19 of 20 such runs: on a shared machine equal steps differ by a tenth. Meanwhile glibc keeps
-freed memory (as a GPU's allocator does): else it gives large blocks back, and much of a step on a virtual machine is
-the system's clearing of pages for new ones. `--fresh-memory` leaves glibc as it is. Memory is how far the resident
-set of a process that does nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing
-5 to /proc/self/clear_refs), after a step on tiny images has loaded all code and made all gradients. In these
-processes glibc returns every freed block of 64 KiB or more to the system (MALLOC_MMAP_THRESHOLD_), so that what is
-measured is what is in use and not what the allocator keeps for later.
+holds it in 19 of 20 such runs: on a shared machine equal steps differ by a tenth. Meanwhile glibc keeps freed memory
+(as a GPU's allocator does): else it gives large blocks back, and much of a step on a virtual machine is the system's
+clearing of pages for new ones. `--fresh-memory` leaves glibc as it is. Memory is how far the resident set of a process
+that does nothing else rises during one step above what it was before (Linux: VmHWM, reset by writing 5 to
+/proc/self/clear_refs), after a step on tiny images has loaded all code and made all gradients. In these processes
+glibc returns every freed block of 64 KiB or more to the system (MALLOC_MMAP_THRESHOLD_), so that what is measured is
+what is in use and not what the allocator keeps for later.
 
 Last come the targets of one photo of 1024x1024 with 201 objects, from its map of ids: the bytes of the masks that the
 image processors of both sides make.

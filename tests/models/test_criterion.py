@@ -528,3 +528,17 @@ def test_what_is_found_in_void_is_not_taught_to_be_nothing():
 
     assert (gradients(void) > 0).tolist() == [True, False, True, True]
     assert (gradients(None) > 0).all()
+
+
+def test_half_of_a_mask_is_counted_exactly_under_autocast():
+    """501 of 1,001 pixels lie where it counts; bfloat16 would make 500 of them."""
+    criterion = make_criterion()
+    class_logits, mask_logits = predictions(layers=1, images=1, queries=2, height=32, width=48)
+    class_logits.requires_grad_()
+    pixel = torch.arange(32 * 48).view(1, 32, 48)
+    target, void = pixel >= 1400, (pixel >= 501) & (pixel < 1001)
+    mask_logits[0, 0, 0] = torch.where(target[0], 20.0, -20.0)
+    mask_logits[0, 0, 1] = torch.where(pixel[0] < 1001, 20.0, -20.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion(class_logits, mask_logits, [target], [torch.tensor([1])], void)[1]["loss_ce"]
+    assert (torch.autograd.grad(loss, class_logits)[0][0, 0].abs().sum(-1) > 0).all()

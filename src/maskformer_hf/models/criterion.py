@@ -96,23 +96,12 @@ class Criterion(nn.Module):
         with torch.autocast(device.type, enabled=False):
             class_logits_LBQK = class_logits_LBQK.float()
             counted_BHW = None if void_masks is None else ~void_masks.to(device).bool()
-            matches = self._match(
-                class_logits_LBQK,
-                mask_embeddings_LBQC,
-                pixel_embeddings_BChw,
-                mask_labels,
-                class_labels,
-                counted_BHW,
-                generator,
-            )
+            predictions = class_logits_LBQK, mask_embeddings_LBQC, pixel_embeddings_BChw
+            matches = self._match(predictions, mask_labels, class_labels, counted_BHW, generator)
         image_LM, query_LM, target_LM = _in_target_order(matches, class_labels, device)
         matched_LMhw = _matched_mask_logits(
             mask_embeddings_LBQC, pixel_embeddings_BChw, image_LM, query_LM, [len(query) for query, _ in matches[0]]
         )
-        excused_L = [
-            None if counted_BHW is None else _mostly_void(layer_BQC, pixel_embeddings_BChw, counted_BHW)
-            for layer_BQC in mask_embeddings_LBQC
-        ]
         # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
         masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
         with torch.autocast(device.type, enabled=False):
@@ -120,6 +109,9 @@ class Criterion(nn.Module):
             mask_losses_L, dice_L = self._mask_losses(
                 matched_LMhw, masks_NHW, target_LM, counted_BHW, image_LM, generator
             )
+            excused_L: Sequence[torch.Tensor | None] = [None] * len(class_logits_LBQK)
+            if counted_BHW is not None:
+                excused_L = _mostly_void(mask_embeddings_LBQC, pixel_embeddings_BChw, counted_BHW)
             num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
             losses = {}
             for layer in _last_layer_first(len(class_logits_LBQK)):
@@ -136,14 +128,14 @@ class Criterion(nn.Module):
 
     def _match(
         self,
-        class_logits_LBQK,
-        mask_embeddings_LBQC,
-        pixel_embeddings_BChw,
-        mask_labels,
-        class_labels,
-        counted_BHW,
-        generator,
-    ):
+        predictions: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        mask_labels: Sequence[torch.Tensor],
+        class_labels: Sequence[torch.Tensor],
+        counted_BHW: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Queries and targets of each layer and image, by class logits, mask embeddings and pixel embeddings."""
+        class_logits_LBQK = predictions[0]
         num_targets = [len(labels) for labels in class_labels]
         num_layers, num_images, num_queries = class_logits_LBQK.shape[:3]
         if max(num_targets) > num_queries and not self.warned_of_too_few_queries:
@@ -160,9 +152,7 @@ class Criterion(nn.Module):
                 num_layers, num_images, self.num_points, device=class_logits_LBQK.device, generator=generator
             )
         costs = matching_costs(
-            class_logits_LBQK,
-            mask_embeddings_LBQC,
-            pixel_embeddings_BChw,
+            *predictions,
             mask_labels,
             class_labels,
             self.weights["loss_ce"],
@@ -256,13 +246,17 @@ class Criterion(nn.Module):
 
 @torch.no_grad()
 def _mostly_void(
-    mask_embeddings_BQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor, counted_BHW: torch.Tensor
-) -> torch.Tensor:
-    """Queries of which more than half of the mask lies where nothing counts: (B, Q) bool, as panoptic quality excuses
-    a segment that was found there."""
-    masks_BQX = (mask_logits(mask_embeddings_BQC[None], pixel_embeddings_BChw)[0] > 0).flatten(2).float()
-    counted_BX = nearest(counted_BHW, pixel_embeddings_BChw.shape[-2:]).flatten(1)
-    return (masks_BQX @ counted_BX[..., None])[..., 0] < 0.5 * masks_BQX.sum(-1)
+    mask_embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor, counted_BHW: torch.Tensor
+) -> list[torch.Tensor]:
+    """Queries of which more than half of the mask lies where nothing counts: (B, Q) bool of each layer, as panoptic
+    quality excuses a segment that was found there."""
+    pixel_embeddings_BChw = pixel_embeddings_BChw.float()
+    counted_BX1 = nearest(counted_BHW, pixel_embeddings_BChw.shape[-2:]).flatten(1)[..., None]
+    excused_L = []
+    for layer_1BQC in mask_embeddings_LBQC.float().split(1):
+        masks_BQX = (mask_logits(layer_1BQC, pixel_embeddings_BChw)[0] > 0).flatten(2).float()
+        excused_L.append((masks_BQX @ counted_BX1)[..., 0] < 0.5 * masks_BQX.sum(-1))
+    return excused_L
 
 
 def check_targets(
