@@ -1,4 +1,4 @@
-"""Losses of all pixels in small parts, against the same losses of maps upsampled as a whole."""
+"""Losses of all pixels of a few masks at a time, against the same losses of maps upsampled as a whole."""
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ def example(small, large, with_void=False, dtype=torch.float64):
 
 def small_parts(monkeypatch, chunk=2**8):
     monkeypatch.setitem(mask_losses.CHUNK, "cpu", chunk)
-    monkeypatch.setattr(mask_losses, "WIDE_CHUNK", 2 * chunk)
+    monkeypatch.setattr(mask_losses, "ROWS", 8)
+    monkeypatch.setattr(mask_losses, "COLUMNS", 16)
 
 
 @pytest.mark.parametrize("with_void", [False, True])
@@ -57,15 +58,15 @@ def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypat
     """Values and gradients, with factor 4, odd sizes, no upsampling and reduction."""
     small_parts(monkeypatch)
     logits, targets, counted, image = example(small, large, with_void)
-    ours = dense_losses(logits, targets, mask_term, counted, image)
+    weighted, *ours = dense_losses(logits, targets, mask_term, (3.0, 0.5), counted, image)
     plain = plain_losses(logits, targets, mask_term, counted, image)
-    factors = torch.randn(2, *logits.shape[:2], dtype=logits.dtype)
     for actual, expected in zip(ours, plain, strict=True):
+        assert not actual.requires_grad
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(sum((f * x).sum() for f, x in zip(factors, losses, strict=True)), logits)[0]
-        for losses in (ours, plain)
-    ]
+    expected = 3 * plain[0] + 0.5 * plain[1]
+    torch.testing.assert_close(weighted, expected, rtol=1e-12, atol=1e-12)
+    factors = torch.randn_like(weighted)
+    gradients = [torch.autograd.grad((factors * losses).sum(), logits)[0] for losses in (weighted, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
 
 
@@ -74,24 +75,29 @@ def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypat
 def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeypatch):
     small_parts(monkeypatch)
     logits, targets, counted, image = example((3, 4), (12, 15), with_void)
-    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, mask_term, counted, image), logits)
+    weights = (0.7, 1.3)
+    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, mask_term, weights, counted, image)[0], logits)
 
 
+@pytest.mark.parametrize(
+    ("chunk", "at_once", "num_layers"),
+    [(2**14, (1, 2), 3), (2**16, (3, 3), 3), (2**16, (3, 2), 2)],
+    ids=["fewer layers last", "fewer masks last", "of two layers"],
+)
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_the_last_masks_may_be_fewer(with_gradients, monkeypatch):
-    """Five masks, two at a time, and rows that are no multiple of a part's."""
-    small_parts(monkeypatch, chunk=2**14)
+def test_the_last_part_may_be_smaller(with_gradients, chunk, at_once, num_layers, monkeypatch):
+    """Of the masks and of their layers; and the rows are no multiple of a band's."""
+    monkeypatch.setitem(mask_losses.CHUNK, "cpu", chunk)
     logits, targets, counted, image = example((18, 24), (70, 96), with_void=True)
-    logits = logits.detach().requires_grad_(with_gradients)
-    workspace = mask_losses._workspace(logits, targets, with_gradients)
-    assert workspace.num_masks == 2
-    assert len({len(rows.weights) for rows in workspace.rows}) > 1
-    ours = dense_losses(logits, targets, "focal", counted, image)
+    logits = torch.cat((logits, logits.flip(3)))[:num_layers].detach().requires_grad_(with_gradients)
+    workspace = mask_losses._workspace(logits, targets)
+    assert (workspace.num_masks, workspace.num_layers) == at_once
+    weighted, *ours = dense_losses(logits, targets, "focal", (1.0, 1.0), counted, image)
     plain = plain_losses(logits, targets, "focal", counted, image)
     for actual, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if with_gradients:
-        gradients = [torch.autograd.grad(sum(x.sum() for x in losses), logits)[0] for losses in (ours, plain)]
+        gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (weighted, sum(plain))]
         torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
 
 
@@ -106,7 +112,7 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
 def test_single_precision(mask_term):
     logits, targets, _, _ = example((32, 32), (128, 128), dtype=torch.float32)
-    ours, plain = dense_losses(logits, targets, mask_term), plain_losses(logits.double(), targets, mask_term)
+    (_, *ours), plain = dense_losses(logits, targets, mask_term), plain_losses(logits.double(), targets, mask_term)
     for actual, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-7)
 
@@ -116,10 +122,10 @@ def test_certain_predictions():
     targets[:, :, :4] = True
     right = torch.where(targets, 200.0, -200.0)[None].requires_grad_()
     for logits, cross_entropy, dice in ((right, 0.0, 0.0), (-right, 200.0, 1 - 1 / 65)):
-        loss, dice_of_mask = dense_losses(logits, targets, "cross_entropy")
+        weighted, loss, dice_of_mask = dense_losses(logits, targets, "cross_entropy")
         assert loss.item() == cross_entropy
         assert dice_of_mask.item() == pytest.approx(dice, abs=1e-6)
-        (gradient,) = torch.autograd.grad(loss.sum() + dice_of_mask.sum(), right)
+        (gradient,) = torch.autograd.grad(weighted.sum(), right)
         assert gradient.isfinite().all()
 
 
@@ -127,20 +133,20 @@ def test_without_gradients_nothing_is_kept():
     logits, targets, _, _ = example((8, 8), (32, 32))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        loss, _ = dense_losses(logits.detach(), targets, "focal")
+        loss, *_ = dense_losses(logits.detach(), targets, "focal")
         assert not loss.requires_grad
         assert kept == []
         dense_losses(logits, targets, "focal")
-        assert sum(kept) == 2 * logits.numel()
+        assert sum(kept) == logits.numel()
 
 
-def test_no_floating_point_map_of_full_size_exists(monkeypatch):
+def test_one_mask_at_a_time_exists_at_its_full_size(monkeypatch):
     monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**12)
     logits, targets, _, _ = example((64, 64), (256, 256), dtype=torch.float32)
     with LargestTensor() as whole:
         sum(x.sum() for x in plain_losses(logits, targets, "focal")).backward()
     with LargestTensor() as parts:
-        sum(x.sum() for x in dense_losses(logits, targets, "focal")).backward()
+        dense_losses(logits, targets, "focal")[0].sum().backward()
     assert whole.numel >= 2 * targets.numel()
-    # Three slopes at the size of the logits; and three maps of the part.
-    assert parts.numel <= 3 * max(logits.numel(), 2**13)
+    # Four maps of it, in one piece.
+    assert parts.numel <= 4 * targets[0].numel()

@@ -65,7 +65,7 @@ class Criterion(nn.Module):
         class_labels: Sequence[torch.Tensor],
         void_masks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the weighted sum of all terms, and each term unweighted under the original's names.
+        """Return the weighted sum of all terms, and each term unweighted and detached under the original's names.
 
         Mask logits are the products of mask embeddings and pixel embeddings, and never exist as a whole: matching
         looks at them part by part, and the losses need but those of matched queries, a tenth of all or fewer.
@@ -106,13 +106,14 @@ class Criterion(nn.Module):
         masks_NHW, labels_N = torch.cat(list(mask_labels)), torch.cat(list(class_labels))
         with torch.autocast(device.type, enabled=False):
             matched_LMhw = matched_LMhw.float()
-            mask_losses_L, dice_L = self._mask_losses(
+            weighted, mask_losses_L, dice_L = self._mask_losses(
                 matched_LMhw, masks_NHW, target_LM, counted_BHW, image_LM, generator
             )
             excused_L: Sequence[torch.Tensor | None] = [None] * len(class_logits_LBQK)
             if counted_BHW is not None:
                 excused_L = _mostly_void(mask_embeddings_LBQC, pixel_embeddings_BChw, counted_BHW)
             num_masks, class_weight_sum = self._normalizers(class_labels, class_logits_LBQK)
+            total = weighted / num_masks
             losses = {}
             for layer in _last_layer_first(len(class_logits_LBQK)):
                 suffix = "" if layer == len(class_logits_LBQK) - 1 else f"_{layer}"
@@ -123,8 +124,8 @@ class Criterion(nn.Module):
                 losses[f"loss_ce{suffix}"] = class_loss / class_weight_sum
                 losses[f"loss_mask{suffix}"] = mask_losses_L[layer] / num_masks
                 losses[f"loss_dice{suffix}"] = dice_L[layer] / num_masks
-            total = torch.stack([self.weights[_term(name)] * loss for name, loss in losses.items()]).sum()
-        return total, losses
+                total = total + self.weights["loss_ce"] * losses[f"loss_ce{suffix}"]
+        return total, {name: loss.detach() for name, loss in losses.items()}
 
     def _match(
         self,
@@ -182,8 +183,9 @@ class Criterion(nn.Module):
         counted_BHW: torch.Tensor | None,
         image_LM: torch.Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """Focal loss or cross-entropy, and dice loss, of each layer, summed over masks.
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """Weighted sum of all terms of all layers; focal loss or cross-entropy, and dice loss, of each layer. All are
+        sums over masks.
 
         Args:
             logits_LMhw: The matched ones.
@@ -192,7 +194,8 @@ class Criterion(nn.Module):
         num_layers, num_matched = target_LM.shape
         if num_matched == 0:
             nothing = logits_LMhw.sum()  # zero, but part of the graph: every parameter has a gradient in every step
-            return [nothing] * num_layers, [nothing] * num_layers
+            return nothing, [nothing] * num_layers, [nothing] * num_layers
+        weights = self.weights["loss_mask"], self.weights["loss_dice"]
         if masks_NHW.dim() == 4:
             num_frames = masks_NHW.shape[1]
             logits_LMhw, masks_NHW = logits_LMhw.flatten(1, 2), masks_NHW.flatten(0, 1)
@@ -201,8 +204,11 @@ class Criterion(nn.Module):
         # All targets are matched unless there are more of them than queries: then no copy is needed.
         all_matched = target_LM.shape[1] == len(masks_NHW)
         if self.mask_loss == "dense" and all_matched:
-            losses_LM, dice_LM = dense_losses(logits_LMhw, masks_NHW, self.mask_term, counted_BHW, image_LM[0])
-            return losses_LM.sum(1).unbind(), dice_LM.sum(1).unbind()
+            weighted_LM, losses_LM, dice_LM = dense_losses(
+                logits_LMhw, masks_NHW, self.mask_term, weights, counted_BHW, image_LM[0]
+            )
+            return weighted_LM.sum(), losses_LM.sum(1).unbind(), dice_LM.sum(1).unbind()
+        weighted = logits_LMhw.new_zeros(())
         mask_losses: list[Any] = [None] * num_layers
         dice_losses: list[Any] = [None] * num_layers
         logits_layers = logits_LMhw.unbind()  # its backward writes one gradient for all layers in place of one each
@@ -210,7 +216,10 @@ class Criterion(nn.Module):
             logits_Mhw, image_M = logits_layers[layer], image_LM[layer]
             targets_MHW = masks_NHW if all_matched else masks_NHW[target_LM[layer]]
             if self.mask_loss == "dense":
-                losses_LM, dice_LM = dense_losses(logits_Mhw[None], targets_MHW, self.mask_term, counted_BHW, image_M)
+                weighted_LM, losses_LM, dice_LM = dense_losses(
+                    logits_Mhw[None], targets_MHW, self.mask_term, weights, counted_BHW, image_M
+                )
+                weighted = weighted + weighted_LM.sum()
                 mask_losses[layer], dice_losses[layer] = losses_LM.sum(), dice_LM.sum()
                 continue
             points = uncertain_points(
@@ -222,7 +231,8 @@ class Criterion(nn.Module):
             mask_loss = focal_loss if self.mask_term == "focal" else cross_entropy_loss
             mask_losses[layer] = mask_loss(logits, targets, counted)
             dice_losses[layer] = dice_loss(logits, targets, counted)
-        return mask_losses, dice_losses
+            weighted = weighted + weights[0] * mask_losses[layer] + weights[1] * dice_losses[layer]
+        return weighted, mask_losses, dice_losses
 
     def _normalizers(self, class_labels: Sequence[torch.Tensor], class_logits_LBQK: torch.Tensor) -> torch.Tensor:
         """What mask losses and class loss are divided by: the number of targets (at least 1) and the sum of the class
@@ -345,7 +355,3 @@ def _last_layer_first(num_layers: int) -> list[int]:
 def _of_frames(index_LM: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Indices of clips as indices of their frames, (L, M * T)."""
     return (index_LM[..., None] * num_frames + torch.arange(num_frames, device=index_LM.device)).flatten(1)
-
-
-def _term(name: str) -> str:
-    return "_".join(name.split("_")[:2])

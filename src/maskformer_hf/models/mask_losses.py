@@ -1,22 +1,21 @@
 """What matched masks lose: focal loss or cross-entropy, and dice loss; of values at points, and of every pixel."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA, softplus
+from .matcher import FOCAL_ALPHA, bounded, log_sigmoid
 
-# Pixels of upsampled masks that are worked on at a time: few enough for the cache of a CPU, many enough for a GPU.
+# Pixels of upsampled masks that are worked on at a time, at least one mask: few enough for the cache of a CPU, many
+# enough for a GPU.
 CHUNK = {"cpu": 2**19}
 DEFAULT_CHUNK = 2**24
-# Values of masks of which only the columns are upsampled, likewise: a bound on the memory of a step, not on its speed.
-WIDE_CHUNK = 2**23
 # Rows and columns that are made by one product of matrices: the fewer, the fewer of its weights are zero.
-ROWS, COLUMNS = 32, 64
+ROWS, COLUMNS = 32, 120
 
 
 def focal_loss(
@@ -65,26 +64,29 @@ def dense_losses(
     logits_LMhw: torch.Tensor,
     targets_MHW: torch.Tensor,
     mask_term: str,
+    weights: tuple[float, float] = (1.0, 1.0),
     counted_BHW: torch.Tensor | None = None,
     image_M: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask term and dice loss of each mask, (L, M) each, of logits upsampled bilinearly to the size of their targets.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weighted sum, mask term and dice loss of each mask, (L, M) each, of logits upsampled bilinearly to the size of
+    their targets.
 
-    The same as `F.interpolate(mode="bilinear")` and the formulas above, but a mask at its full size exists only in
-    small parts, and nothing of that size is kept for the backward pass. It is differentiable once.
+    The same as `F.interpolate(mode="bilinear")` and the formulas above, but few masks at a time exist at their full
+    size, and nothing of that size is kept for the backward pass. The weighted sum is differentiable, once; the terms
+    are not.
 
     Args:
         targets_MHW: Boolean masks, common to the L layers.
         mask_term: `"focal"` or `"cross_entropy"`.
+        weights: Of mask term and dice loss in the sum.
         counted_BHW: False at pixels of the images that do not count.
         image_M: Where each mask finds itself in `counted_BHW`.
     """
-    return _DenseLosses.apply(logits_LMhw, targets_MHW, mask_term, counted_BHW, image_M)
+    return _DenseLosses.apply(logits_LMhw, targets_MHW, mask_term, weights, counted_BHW, image_M)
 
 
 class _DenseLosses(torch.autograd.Function):
-    """Both losses are sums over pixels, up to factors that are known at the end. So is their slope at each small logit,
-    a sum over the pixels around it, and can be had in the same pass as the losses."""
+    """The slope of a loss at a small logit is a sum over the pixels around it, and can be had while these exist."""
 
     @staticmethod
     def forward(
@@ -92,49 +94,50 @@ class _DenseLosses(torch.autograd.Function):
         logits_LMhw: torch.Tensor,
         targets_MHW: torch.Tensor,
         mask_term: str,
+        weights: tuple[float, float],
         counted_BHW: torch.Tensor | None,
         image_M: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         num_layers, num_masks = logits_LMhw.shape[:2]
-        with_slopes = ctx.needs_input_grad[0]
         mask_loss_LM, dice_LM = logits_LMhw.new_empty(2, num_layers, num_masks)
-        slopes_KLMhw = logits_LMhw.new_empty(2 * with_slopes, *logits_LMhw.shape)
-        workspace = _workspace(logits_LMhw, targets_MHW, with_slopes)
+        slopes_LMhw = torch.zeros_like(logits_LMhw) if ctx.needs_input_grad[0] else None
+        workspace = _workspace(logits_LMhw, targets_MHW)
         # Under autocast too, products of matrices are of float32: TF32 where the user has allowed that.
         with torch.autocast(logits_LMhw.device.type, enabled=False):
             for start in range(0, num_masks, workspace.num_masks):
                 masks = slice(start, start + workspace.num_masks)
-                mask_loss_ML, dice_ML, slopes = _losses_and_slopes(
-                    logits_LMhw[:, masks].transpose(0, 1).contiguous(),
-                    targets_MHW[masks],
-                    mask_term,
-                    counted_BHW[image_M[masks]] if counted_BHW is not None and image_M is not None else None,
-                    workspace,
-                )
-                mask_loss_LM[:, masks], dice_LM[:, masks] = mask_loss_ML.T, dice_ML.T
-                for slope_LMhw, slope_MLhw in zip(slopes_KLMhw, slopes, strict=True):
-                    slope_LMhw[:, masks] = slope_MLhw.transpose(0, 1)
-        ctx.save_for_backward(slopes_KLMhw)
-        return mask_loss_LM, dice_LM
+                counted_MHW = None if counted_BHW is None or image_M is None else counted_BHW[image_M[masks]]
+                target = _target(targets_MHW[masks], counted_MHW, mask_term, workspace)
+                wide_MLhW = _upsample_columns(logits_LMhw[:, masks].transpose(0, 1), workspace)
+                for first in range(0, num_layers, workspace.num_layers):
+                    layers = slice(first, first + workspace.num_layers)
+                    losses = _losses_and_slopes(
+                        wide_MLhW[:, layers], target, mask_term, weights, workspace, slopes_LMhw is not None
+                    )
+                    mask_loss_LM[layers, masks], dice_LM[layers, masks] = (loss_ML.T for loss_ML in losses)
+                if slopes_LMhw is not None:
+                    _add_slopes(slopes_LMhw[:, masks].transpose(0, 1), wide_MLhW, workspace)
+        ctx.save_for_backward(slopes_LMhw)
+        ctx.mark_non_differentiable(mask_loss_LM, dice_LM)
+        return weights[0] * mask_loss_LM + weights[1] * dice_LM, mask_loss_LM, dice_LM
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
-        mask_grad_LM11, dice_grad_LM11 = (grad_LM[..., None, None] for grad_LM in grad_outputs)
-        (slopes_KLMhw,) = ctx.saved_tensors
-        grad_LMhw = (slopes_KLMhw[0] * mask_grad_LM11).addcmul_(slopes_KLMhw[1], dice_grad_LM11)
-        return grad_LMhw, None, None, None, None
+        (slopes_LMhw,) = ctx.saved_tensors
+        return slopes_LMhw * grad_outputs[0][..., None, None], None, None, None, None, None
 
 
-class _Band(NamedTuple):
-    """Some rows (or columns) of an upsampled map, and those of the small map that they are mixtures of.
+class _Bands(NamedTuple):
+    """Large pixels of one axis, some at a time, as mixtures of small ones: `F.interpolate(mode="bilinear")`.
 
     Attributes:
-        weights: (large, small), how much of each is in the mixture.
+        first: Small pixel of each band.
+        weights: (bands, large, small), how much of each is in the mixture. Bands are of one size: the last may reach
+            beyond the end, where weights are zero, and some small pixels of a band may have no weight at all.
     """
 
-    large: slice
-    small: slice
+    first: list[int]
     weights: torch.Tensor
 
 
@@ -142,191 +145,203 @@ class _Workspace(NamedTuple):
     """All masks are worked on in the same memory: making it anew would cost a CPU as much as the work.
 
     Attributes:
-        num_masks: That are worked on at a time.
-        wide: Room for the logits (num_masks, L, h, W), of which only the columns are upsampled.
-        slopes: Room for three slopes (R, num_masks, L, h, W), likewise, of the h small rows of each of the R bands.
-        parts: Room for three maps (num_masks, L, H, W) of the H upsampled rows of a band.
+        num_masks, num_layers: That are worked on at a time.
+        large_width: W.
+        row_weights: Those of `rows`, once for each map that is worked on.
+        narrow, wide: Room for the small rows of all bands, of the masks of all layers, with small and large columns.
+        targets: Room for four large maps of the targets, zero where no target reaches.
+        maps: Room for four large maps of the masks of some layers.
+        bounded: Whether no logit is extreme.
     """
 
     num_masks: int
-    rows: list[_Band]
-    columns: list[_Band]
+    num_layers: int
+    large_width: int
+    rows: _Bands
+    columns: _Bands
+    row_weights: torch.Tensor
+    narrow: torch.Tensor
     wide: torch.Tensor
-    slopes: list[torch.Tensor]
-    parts: list[torch.Tensor]
+    targets: torch.Tensor
+    maps: torch.Tensor
+    bounded: bool
 
 
-def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor, with_slopes: bool) -> _Workspace:
+class _Target(NamedTuple):
+    """What the masks of all layers are compared with, (M, 1, H, W), and H a whole number of bands.
+
+    Attributes:
+        sign: 1 inside of the target, -1 outside.
+        inside: 1 at pixels of the target that count.
+        counted: 1 at pixels that count; None if all do.
+        weight: Of each pixel's loss in the mean.
+        size: (M, 1), pixels of the target that count.
+    """
+
+    sign: torch.Tensor
+    inside: torch.Tensor
+    counted: torch.Tensor | None
+    weight: torch.Tensor
+    size: torch.Tensor
+
+
+def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor) -> _Workspace:
     num_layers, num_masks, height, width = logits_LMhw.shape
     large_height, large_width = targets_MHW.shape[1:]
-    chunk = CHUNK.get(logits_LMhw.device.type, DEFAULT_CHUNK)
-    at_once = min(chunk // (num_layers * ROWS * large_width), WIDE_CHUNK // (num_layers * height * large_width))
-    num_groups = max(1, math.ceil(num_masks / max(1, at_once)))
-    num_masks = max(1, math.ceil(num_masks / num_groups))
-    num_rows = min(large_height, max(1, chunk // (num_layers * num_masks * large_width * ROWS)) * ROWS)
-    rows = _bands(height, large_height, num_rows, logits_LMhw)
-    size = num_masks * num_layers * large_width
-    slope_size = size * len(rows) * rows[0].weights.shape[1]
+    rows, columns = (
+        _bands(*sizes, logits_LMhw) for sizes in ((height, large_height, ROWS), (width, large_width, COLUMNS))
+    )
+    num_bands, num_large, num_small = rows.weights.shape
+    map_size = num_bands * num_large * large_width
+    at_once = max(1, CHUNK.get(logits_LMhw.device.type, DEFAULT_CHUNK) // map_size)
+    masks_at_once = _equal_parts(num_masks, at_once // num_layers)
+    layers_at_once = _equal_parts(num_layers, at_once)
+    num_maps = masks_at_once * layers_at_once
+    num_rows = masks_at_once * num_layers * num_bands * num_small
     return _Workspace(
-        num_masks,
+        masks_at_once,
+        layers_at_once,
+        large_width,
         rows,
-        _bands(width, large_width, COLUMNS, logits_LMhw),
-        logits_LMhw.new_empty(size * height),
-        [logits_LMhw.new_empty(slope_size) for _ in range(3 * with_slopes)],
-        [logits_LMhw.new_empty(size * num_rows) for _ in range(3)],
+        columns,
+        rows.weights.repeat(num_maps, 1, 1),
+        logits_LMhw.new_empty(num_rows * width),
+        logits_LMhw.new_empty(num_rows * large_width),
+        logits_LMhw.new_zeros(4, masks_at_once * map_size),
+        logits_LMhw.new_empty(4, num_maps * map_size),
+        bounded(torch.stack((logits_LMhw.amin(), -logits_LMhw.amax()))),
     )
 
 
+def _equal_parts(total: int, at_most: int) -> int:
+    """The size of parts that are as equal as can be, at least 1."""
+    return math.ceil(total / math.ceil(total / max(1, at_most)))
+
+
 def _maps(memory: torch.Tensor, *size: int) -> torch.Tensor:
-    """The first of it. Contiguous, also for a last group of fewer masks or a last band of fewer rows."""
+    """The first of it: the last part of the masks or layers may be smaller. Contiguous."""
     return memory[: math.prod(size)].view(size)
 
 
-def _bands(small: int, large: int, step: int, like: torch.Tensor) -> list[_Band]:
-    """Of the pixels of one axis, `step` at a time, those of `F.interpolate(mode="bilinear", align_corners=False)`.
-
-    All bands are mixtures of as many small ones, though some of these may have a weight of zero.
-    """
+def _bands(small: int, large: int, at_most: int, like: torch.Tensor) -> _Bands:
     position = ((torch.arange(large, dtype=torch.float64) + 0.5) * (small / large) - 0.5).clamp_(min=0)
     lower = position.long()
     upper = (lower + 1).clamp_(max=small - 1)
     share = position - lower
+    step = _equal_parts(large, at_most)
     parts = [slice(start, min(start + step, large)) for start in range(0, large, step)]
     num_small = max(int(upper[part.stop - 1]) + 1 - int(lower[part.start]) for part in parts)
-    bands = []
-    for part in parts:
-        first = min(int(lower[part.start]), small - num_small)
-        weights = torch.zeros(part.stop - part.start, num_small, dtype=torch.float64)
-        weights.scatter_add_(1, (lower[part] - first)[:, None], (1 - share[part])[:, None])
-        weights.scatter_add_(1, (upper[part] - first)[:, None], share[part][:, None])
-        bands.append(_Band(part, slice(first, first + num_small), weights.to(like)))
-    return bands
+    first = [min(int(lower[part.start]), small - num_small) for part in parts]
+    weights = torch.zeros(len(parts), step, num_small, dtype=torch.float64)
+    for part, start, own in zip(parts, first, weights, strict=True):
+        own = own[: part.stop - part.start]
+        own.scatter_add_(1, (lower[part] - start)[:, None], (1 - share[part])[:, None])
+        own.scatter_add_(1, (upper[part] - start)[:, None], share[part][:, None])
+    return _Bands(first, weights.to(like))
+
+
+def _target(
+    targets_MHW: torch.Tensor, counted_MHW: torch.Tensor | None, mask_term: str, workspace: _Workspace
+) -> _Target:
+    num_masks, height, width = targets_MHW.shape
+    whole_height = math.prod(workspace.rows.weights.shape[:2])
+    inside, sign, weight, counted = (_maps(memory, num_masks, 1, whole_height, width) for memory in workspace.targets)
+    # As bytes: a CPU makes floats of them much faster than of booleans.
+    inside[:, 0, :height] = targets_MHW.view(torch.uint8)
+    inside_weight, outside_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
+    torch.add(inside.new_tensor(-1), inside, alpha=2, out=sign)
+    torch.add(inside.new_tensor(outside_weight), inside, alpha=inside_weight - outside_weight, out=weight)
+    if counted_MHW is None and height == whole_height:
+        weight /= height * width
+        return _Target(sign, inside, None, weight, inside.sum((2, 3)))
+    counted[:, 0, :height] = True if counted_MHW is None else counted_MHW.view(torch.uint8)
+    weight *= counted
+    weight /= counted.sum((2, 3), keepdim=True).clamp_(min=1)
+    inside *= counted
+    return _Target(sign, inside, counted, weight, inside.sum((2, 3)))
 
 
 def _losses_and_slopes(
-    small_MLhw: torch.Tensor,
-    targets_MHW: torch.Tensor,
+    wide_MLhW: torch.Tensor,
+    target: _Target,
     mask_term: str,
-    counted_MHW: torch.Tensor | None,
+    weights: tuple[float, float],
     workspace: _Workspace,
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Both losses (M, L) of no more masks than `workspace` is for, and both slopes (M, L, h, w), where wanted.
+    with_slopes: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses, (M, L); with slopes, leaves those of the weighted sum in place of the logits in `wide_MLhW`."""
+    num_masks, num_layers, _, width = wide_MLhW.shape
+    _, num_large, num_small = workspace.rows.weights.shape
+    height = target.sign.shape[2]
+    logits, right, wrong, scratch = (_maps(memory, num_masks, num_layers, height, width) for memory in workspace.maps)
+    small_bands = wide_MLhW.view(-1, num_small, width)
+    row_weights = workspace.row_weights[: len(small_bands)]
+    torch.bmm(row_weights, small_bands, out=logits.view(-1, num_large, width))
+    # Turned so that every pixel should be positive: its probability is how right it is.
+    torch.sigmoid(logits.mul_(target.sign), out=right)
+    log_right = log_sigmoid(logits, right, workspace.bounded, out=logits)
+    torch.sub(torch.ones((), dtype=right.dtype, device=right.device), right, out=wrong)
 
-    Maps are upsampled by products of matrices: all columns first, then the rows of one part after the other. What each
-    part has of the slopes goes the same way back, by the transposed matrices.
-    """
-    num_masks, num_layers, height, _ = small_MLhw.shape
-    large_width = targets_MHW.shape[2]
-    logits_MLhW = _maps(workspace.wide, num_masks, num_layers, height, large_width)
-    for columns in workspace.columns:
-        around, here = small_MLhw[..., columns.small], logits_MLhW[..., columns.large]
-        torch.mm(_as_rows(around), columns.weights.T, out=_as_rows(here))
-    num_bands, num_small = len(workspace.rows), workspace.rows[0].weights.shape[1]
-    slopes_RMLhW = [
-        _maps(memory, num_bands, num_masks, num_layers, num_small, large_width) for memory in workspace.slopes
-    ]
-    sums = small_MLhw.new_zeros(3, num_masks, num_layers).unbind()  # mask term; wrong; wrong inside of the target
-    counts = small_MLhw.new_zeros(2, num_masks, 1).unbind()  # pixels; pixels of the target
-    for band, rows in enumerate(workspace.rows):
-        weights_NHh = rows.weights.expand(num_masks * num_layers, -1, -1)
-        part_MLHW, wrong_MLHW, slope_MLHW = (
-            _maps(memory, num_masks, num_layers, len(rows.weights), large_width) for memory in workspace.parts
-        )
-        torch.bmm(weights_NHh, _as_matrices(logits_MLhW[:, :, rows.small]), out=_as_matrices(part_MLHW))
-        # As bytes: a CPU makes floats of them much faster than of booleans.
-        target_M1HW = targets_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
-        counted_M1HW = (
-            None if counted_MHW is None else counted_MHW.view(torch.uint8)[:, None, rows.large].to(small_MLhw.dtype)
-        )
-        maps = (part_MLHW, wrong_MLHW, slope_MLHW, target_M1HW, counted_M1HW)
-        _add_losses(*maps, mask_term, sums, counts)
-        # Where no slopes are wanted, none is made.
-        for slope_RMLhW, map_MLHW in zip(slopes_RMLhW, _slopes(*maps), strict=False):
-            torch.bmm(weights_NHh.mT, _as_matrices(map_MLHW), out=_as_matrices(slope_RMLhW[band]))
-
-    num_pixels, target_sum = counts
-    num_pixels = num_pixels.clamp(min=1)
-    mask_sum, wrong, wrong_inside = sums
     # What is wrong inside of the target is missing from the prediction, what is wrong outside is too much.
-    numerator = 2 * (target_sum - wrong_inside) + 1
-    denominator = 2 * target_sum + wrong - 2 * wrong_inside + 1
-    slopes = []
-    if slopes_RMLhW:
-        mask_slope, variance, variance_inside = slopes_RMLhW
-        mask_slope /= num_pixels[..., None, None]
-        variance *= (numerator / denominator.square())[..., None, None]
-        variance.addcmul_(variance_inside, (-2 / denominator)[..., None, None])
-        for slope_RMLhW in (mask_slope, variance):
-            small_RMLhw = small_MLhw.new_zeros(*slope_RMLhW.shape[:-1], small_MLhw.shape[-1])
-            for columns in workspace.columns:
-                around, here = small_RMLhw[..., columns.small], slope_RMLhW[..., columns.large]
-                _as_rows(around).addmm_(_as_rows(here), columns.weights)
-            slopes.append(torch.zeros_like(small_MLhw))
-            for rows, band_MLhw in zip(workspace.rows, small_RMLhw, strict=True):
-                slopes[-1][:, :, rows.small] += band_MLhw
-    return mask_sum / num_pixels, 1 - numerator / denominator, slopes
+    counted = wrong if target.counted is None else torch.mul(wrong, target.counted, out=scratch)
+    wrong_ML = counted.sum((2, 3))
+    inside_ML = torch.mul(wrong, target.inside, out=scratch).sum((2, 3))
+    numerator_ML = 2 * (target.size - inside_ML) + 1
+    denominator_ML = 2 * target.size + wrong_ML - 2 * inside_ML + 1
+    dice_ML = 1 - numerator_ML / denominator_ML
 
-
-def _add_losses(
-    part_MLHW: torch.Tensor,
-    wrong_MLHW: torch.Tensor,
-    slope_MLHW: torch.Tensor,
-    target_M1HW: torch.Tensor,
-    counted_M1HW: torch.Tensor | None,
-    mask_term: str,
-    sums: Sequence[torch.Tensor],
-    counts: Sequence[torch.Tensor],
-) -> None:
-    """Add the losses of some pixels, whose logits are in `part_MLHW`, to the sums.
-
-    Leaves in `wrong_MLHW` how wrong each pixel's probability is, in `slope_MLHW` the slope of the mask term.
-    """
-    sign = 1 - 2 * target_M1HW
-    positive_weight, negative_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
-    weight = negative_weight + (positive_weight - negative_weight) * target_M1HW
-    if counted_M1HW is None:
-        counts[0].add_(target_M1HW[0].numel())
-    else:
-        weight, target_M1HW = weight * counted_M1HW, target_M1HW * counted_M1HW
-        counts[0].add_(counted_M1HW.sum((2, 3)))
-    counts[1].add_(target_M1HW.sum((2, 3)))
-    # Turned so that every pixel is a negative one: its probability is how wrong it is.
-    torch.sigmoid(part_MLHW.mul_(sign), out=wrong_MLHW)
-    loss_MLHW = softplus(part_MLHW, wrong_MLHW, out=part_MLHW, scratch=slope_MLHW)
     if mask_term == "focal":
-        square_MLHW = torch.mul(wrong_MLHW, weight, out=slope_MLHW).mul_(wrong_MLHW)
-        sums[0].add_(loss_MLHW.mul_(square_MLHW).sum((2, 3)))
-        # Of w^2 l by the logit, where w' = w (1 - w) and l' = w: 2 w^2 l (1 - w) + w^2 w.
-        torch.lerp(loss_MLHW.mul_(2), square_MLHW, wrong_MLHW, out=slope_MLHW).mul_(sign)
+        # Of -w^2 log(r) by the logit, where r' = w r and w = 1 - r: -(w^2 w - 2 w^2 log(r) r).
+        square = wrong.square_().mul_(target.weight)
+        zero = torch.zeros((), dtype=right.dtype, device=right.device)
+        double = torch.addcmul(zero, square, log_right, value=-2, out=log_right)
+        mask_loss_ML = double.sum((2, 3)) / 2
+        slope = torch.lerp(square, double, right, out=square) if with_slopes else square
     else:
-        sums[0].add_(loss_MLHW.mul_(weight).sum((2, 3)))
-        torch.mul(wrong_MLHW, sign * weight, out=slope_MLHW)
-    scratch_MLHW = part_MLHW
-    counted = wrong_MLHW if counted_M1HW is None else torch.mul(wrong_MLHW, counted_M1HW, out=scratch_MLHW)
-    sums[1].add_(counted.sum((2, 3)))
-    sums[2].add_(torch.mul(wrong_MLHW, target_M1HW, out=scratch_MLHW).sum((2, 3)))
+        mask_loss_ML = -log_right.mul_(target.weight).sum((2, 3))
+        slope = wrong.mul_(target.weight)
+    if with_slopes:
+        # Of the dice loss by the probability, then by the logit.
+        inside_factor, factor = -2 / denominator_ML, numerator_ML / denominator_ML.square()
+        torch.mul(target.inside, (weights[1] * inside_factor)[..., None, None], out=scratch)
+        scratch += (weights[1] * factor)[..., None, None]
+        if target.counted is not None:
+            scratch *= target.counted
+        torch.ops.aten.sigmoid_backward.grad_input(scratch, right, grad_input=scratch)
+        scratch.addcmul_(slope, target.sign, value=-weights[0])
+        torch.bmm(row_weights.mT, scratch.view(-1, num_large, width), out=small_bands)
+    return mask_loss_ML, dice_ML
 
 
-def _slopes(
-    scratch_MLHW: torch.Tensor,
-    wrong_MLHW: torch.Tensor,
-    slope_MLHW: torch.Tensor,
-    target_M1HW: torch.Tensor,
-    counted_M1HW: torch.Tensor | None,
-) -> Iterator[torch.Tensor]:
-    """The slope of the mask term, p (1 - p), and the latter inside of the target, from which follows the slope of the
-    dice loss. The last two are in the same memory."""
-    yield slope_MLHW
-    variance_MLHW = torch.addcmul(wrong_MLHW, wrong_MLHW, wrong_MLHW, value=-1, out=scratch_MLHW)
-    yield variance_MLHW if counted_M1HW is None else variance_MLHW.mul_(counted_M1HW)
-    yield variance_MLHW.mul_(target_M1HW)
+def _upsample_columns(small_MLhw: torch.Tensor, workspace: _Workspace) -> torch.Tensor:
+    """(M, L, bands * small rows, W): those rows that the bands of rows are mixtures of, below each other."""
+    num_small = workspace.rows.weights.shape[2]
+    parts = [small_MLhw[:, :, first : first + num_small] for first in workspace.rows.first]
+    num_masks, num_layers, _, width = small_MLhw.shape
+    banded = _maps(workspace.narrow, num_masks, num_layers, len(parts) * num_small, width)
+    torch.cat(parts, dim=2, out=banded)
+    wide = _maps(workspace.wide, *banded.shape[:3], workspace.large_width)
+    for here, around, weights in _column_bands(wide, banded, workspace.columns):
+        torch.mm(around, weights.T, out=here)
+    return wide
 
 
-def _as_rows(maps: torch.Tensor) -> torch.Tensor:
-    """All rows of all maps below each other. A view or an error: results are written into it."""
-    return maps.view(-1, maps.shape[-1])
+def _add_slopes(slopes_MLhw: torch.Tensor, wide_MLhW: torch.Tensor, workspace: _Workspace):
+    """The way back of `_upsample_columns`, by the transposed matrices."""
+    num_small = workspace.rows.weights.shape[2]
+    banded = _maps(workspace.narrow, *wide_MLhW.shape[:3], slopes_MLhw.shape[-1]).zero_()
+    for here, around, weights in _column_bands(wide_MLhW, banded, workspace.columns):
+        around.addmm_(here, weights)
+    for first, rows in zip(workspace.rows.first, banded.split(num_small, dim=2), strict=True):
+        slopes_MLhw[:, :, first : first + num_small] += rows
 
 
-def _as_matrices(maps: torch.Tensor) -> torch.Tensor:
-    """One map for each mask and layer: a view or an error, likewise."""
-    return maps.view(-1, *maps.shape[-2:])
+def _column_bands(
+    large: torch.Tensor, small: torch.Tensor, columns: _Bands
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each band's large columns, the small ones it is a mixture of, and the weights (large, small): all rows of all
+    maps below each other. Views or an error: results are written into them."""
+    num_large, num_small = columns.weights.shape[1:]
+    for first, here, weights in zip(columns.first, large.split(num_large, dim=-1), columns.weights, strict=True):
+        around = small[..., first : first + num_small]
+        yield here.view(-1, here.shape[-1]), around.view(-1, num_small), weights[: here.shape[-1]]
