@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskformer_hf.models.matcher import bounded, log_sigmoid, match, matching_costs, nearest
+from maskformer_hf.models.matcher import is_bounded, log_sigmoid, match, matching_costs, nearest
 from tensors import embeddings_of
 
 WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
@@ -182,14 +182,14 @@ def test_predictions_that_are_not_finite_are_named(value, counts, kind):
 def test_log_sigmoid_by_the_sigmoid(lowest):
     """Exact to a rounding of 1, or of itself; where the sigmoid is 0 or 1 too; in the memory that it is given."""
     x = torch.cat((torch.linspace(lowest, 120, 4801), torch.tensor([1e4, -1e4 if lowest < -80 else 0])))
-    assert bounded(x) == (lowest > -80)
+    assert is_bounded(x) == (lowest > -80)
     expected = F.logsigmoid(x.double())
     for out in (None, x.clone()):
         own = x.clone() if out is None else out
-        actual = log_sigmoid(own, own.sigmoid(), bounded(own), out=out)
+        actual = log_sigmoid(own, own.sigmoid(), is_bounded(own), out=out)
         assert out is None or actual.data_ptr() == out.data_ptr()
         torch.testing.assert_close(actual.double(), expected, rtol=2e-7, atol=1.2e-7)
 
 
 def test_not_a_number_is_not_bounded():
-    assert not bounded(torch.tensor([0.0, float("nan")]))
+    assert not is_bounded(torch.tensor([0.0, float("nan")]))

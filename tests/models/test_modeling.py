@@ -10,7 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
+from maskformer_hf.models import mask_losses, matcher
 from maskformer_hf.presets import MASK2FORMER
+from tensors import LargestTensor
 
 RESNET = {
     "model_type": "resnet",
@@ -113,6 +115,15 @@ class ModelContract:
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
+
+    def test_a_step_makes_the_masks_of_one_layer_at_a_time(self, monkeypatch):
+        monkeypatch.setattr(matcher, "CHUNK", (2**14, 2**14))
+        monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**14)
+        model = self.model(num_queries=100, decoder_layers=3).train()
+        with LargestTensor() as largest:
+            outputs = model(self.images(128, 192), **self.targets(128, 192))
+            outputs.loss.backward()
+        assert largest.numel == outputs.masks_queries_logits.numel()
 
     @pytest.mark.parametrize("use_auxiliary_loss", [True, False])
     def test_loss(self, use_auxiliary_loss):

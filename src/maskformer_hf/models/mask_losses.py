@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .matcher import FOCAL_ALPHA, bounded, log_sigmoid
+from .matcher import FOCAL_ALPHA, is_bounded, log_sigmoid
 
 # Pixels of upsampled masks that are worked on at a time, at least one mask: few enough for the cache of a CPU, many
 # enough for a GPU.
@@ -209,7 +209,7 @@ def _workspace(logits_LMhw: torch.Tensor, targets_MHW: torch.Tensor) -> _Workspa
         logits_LMhw.new_empty(num_rows * large_width),
         logits_LMhw.new_zeros(4, masks_at_once * map_size),
         logits_LMhw.new_empty(4, num_maps * map_size),
-        bounded(torch.stack((logits_LMhw.amin(), -logits_LMhw.amax()))),
+        is_bounded(torch.stack((logits_LMhw.amin(), -logits_LMhw.amax()))),
     )
 
 

@@ -98,19 +98,19 @@ def matching_costs(
 
 
 def log_sigmoid(
-    x: torch.Tensor, probability: torch.Tensor, is_bounded: bool, out: torch.Tensor | None = None
+    x: torch.Tensor, probability: torch.Tensor, bounded: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """log(p) where p, the sigmoid of x, is known: exact to 6e-8 absolute or relative, whichever is more.
 
     Without bounds as PyTorch has it, which takes a CPU twenty times as long. Not for gradients; `out` may be x.
     """
-    if is_bounded:
+    if bounded:
         return torch.log(probability, out=out)
     result = F.logsigmoid(x)
     return result if out is None else out.copy_(result)
 
 
-def bounded(x: torch.Tensor) -> bool:
+def is_bounded(x: torch.Tensor) -> bool:
     """Whether no sigmoid of x is too small for its logarithm. False where the answer would have to be waited for."""
     return x.device.type == "cpu" and bool(x.amin() > -80)
 
@@ -147,7 +147,7 @@ def _mask_costs(
         torch.sigmoid(logits, out=complement)
         torch.sub(one, complement, out=probability)
         # What a pixel gains that should be none of the mask, log(1 - p), and one that should be, log(p).
-        log_sigmoid(logits, complement, bounded(logits), out=negative)
+        log_sigmoid(logits, complement, is_bounded(logits), out=negative)
         torch.sub(negative, logits, out=positive)
         if mask_term == "focal":
             positive.mul_(complement).mul_(complement)

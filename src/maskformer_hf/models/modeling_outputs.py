@@ -72,8 +72,8 @@ class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
     """
     Args:
         loss: Weighted sum of all terms, a scalar, if targets were given.
-        loss_dict: Each term unweighted and detached, under the original's names: `loss_ce`, `loss_mask`, `loss_dice` of the last
-            decoder layer, `loss_ce_0`, ... of the auxiliary ones.
+        loss_dict: Each term unweighted and detached, under the original's names: `loss_ce`, `loss_mask`, `loss_dice`
+            of the last decoder layer, `loss_ce_0`, ... of the auxiliary ones.
         class_queries_logits: (B, Q, K+1); the last class is no-object.
         masks_queries_logits: (B, Q, ceil(H/4), ceil(W/4)).
         image_sizes: Height and width of each image without padding, (B, 2), int64.
