@@ -144,8 +144,9 @@ def _neighbors(
     left = position.floor().clamp(min=0).minimum(last_X)
     offset = position - left
     # On a cell, where all points of a new model are, derivatives are those from the right, as grid_sample's, and not 0
-    # or halves: leaky_relu of slope -1 is the absolute value with such a derivative, and `where` is no clamp.
-    weight_left = (1 - F.leaky_relu(-offset, -1.0)).clamp(min=0)
+    # or halves: leaky_relu of slope -1 is the absolute value with such a derivative. A clamp would not do: where it
+    # begins, its derivative is 1 in torch 2.11 and 0 in torch 2.14.
+    weight_left = F.relu(1 - F.leaky_relu(-offset, -1.0))
     weight_right = 1 - F.leaky_relu(neighbors_X - offset, -1.0)
     return left, weight_left, torch.where(weight_right >= 0, weight_right, 0.0)
 
