@@ -102,7 +102,7 @@ def log_sigmoid(
 ) -> torch.Tensor:
     """log(p) where p, the sigmoid of x, is known: exact to 6e-8 absolute or relative, whichever is more.
 
-    Without bounds as PyTorch has it, which takes a CPU twenty times as long. Not for gradients; `out` may be x.
+    Without bounds as PyTorch has it, which takes a CPU many times as long. Not for gradients; `out` may be x.
     """
     if bounded:
         return torch.log(probability, out=out)
