@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .inference import ImageInput, Prediction, image_size, read_image
-from .models.configuration_video import MaskFormerHfVideoConfig
-from .models.modeling_video import MaskFormerHfForVideoSegmentation
-from .models.post_processing import best_tracks, image_geometries, tube_masks
-from .models.video_processing_maskformer import MaskFormerHfVideoProcessor, encode_seen, frames_of
+from ..models.configuration_video import MaskFormerHfVideoConfig
+from ..models.modeling_video import MaskFormerHfForVideoSegmentation
+from ..models.post_processing import best_tracks, image_geometries, tube_masks
+from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor, encode_seen, frames_of
+from .images import ImageInput, image_size, read_image
+from .prediction import Prediction
 from .video_files import VideoFile
 
 VideoInput = str | Path | np.ndarray | torch.Tensor | Iterable[ImageInput]

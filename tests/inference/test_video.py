@@ -14,9 +14,9 @@ from maskformer_hf import (
     predict,
     predict_video,
 )
+from maskformer_hf.inference.video import link_objects, tube_overlap
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForVideoSegmentationOutput
 from maskformer_hf.models.post_processing import encode_coco_rle
-from maskformer_hf.video import link_objects, tube_overlap
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LABELS = list(COLORS)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .inference import check_task, forward_batch, outputs_to_predictions, slice_outputs
+from .batches import forward_batch, slice_outputs
+from .predict import check_task
+from .prediction import outputs_to_predictions
 
 TASK_NAME = "image-segmentation"
 MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")

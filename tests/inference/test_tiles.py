@@ -9,7 +9,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, load, predict
-from maskformer_hf.tiles import TileMerger, TileObject, Window, join_objects, nearest_parts, scale_windows, tile_windows
+from maskformer_hf.inference.tiles import (
+    TileMerger,
+    TileObject,
+    Window,
+    join_objects,
+    nearest_parts,
+    scale_windows,
+    tile_windows,
+)
 
 LABELS = {0: "sky", 1: "grass", 2: "car", 3: "person"}
 STUFF = [0, 1]
