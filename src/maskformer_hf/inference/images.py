@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .tiles import Window
+from .windows import Window
 
-ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
+ReadImage = Image.Image | np.ndarray | torch.Tensor
+ImageInput = str | Path | ReadImage
 
 
-def read_image(source: ImageInput, num_channels: int = 3) -> Image.Image | np.ndarray | torch.Tensor:
+def read_image(source: ImageInput, num_channels: int = 3) -> ReadImage:
     """The image as the processor takes it: files and PIL images upright (EXIF) and in RGB, arrays as they are.
 
     Raises:
@@ -37,7 +38,7 @@ def read_image(source: ImageInput, num_channels: int = 3) -> Image.Image | np.nd
     return image.convert("RGB") if num_channels == 3 else image
 
 
-def image_size(image: Image.Image | np.ndarray | torch.Tensor, num_channels: int = 3) -> tuple[int, int]:
+def image_size(image: ReadImage, num_channels: int = 3) -> tuple[int, int]:
     """Height and width of what `read_image` gives."""
     if isinstance(image, Image.Image):
         return image.height, image.width
@@ -54,9 +55,7 @@ def image_size(image: Image.Image | np.ndarray | torch.Tensor, num_channels: int
     )
 
 
-def crop_image(
-    image: Image.Image | np.ndarray | torch.Tensor, window: Window, num_channels: int
-) -> Image.Image | np.ndarray | torch.Tensor:
+def crop_image(image: ReadImage, window: Window, num_channels: int) -> ReadImage:
     """A part of what `read_image` gives."""
     if isinstance(image, Image.Image):
         return image.crop((window.left, window.top, window.right, window.bottom))

@@ -10,6 +10,8 @@ from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
+from ..models.modeling_video import MaskFormerHfForVideoSegmentation
+from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
 from .images import first_line
 
 Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
@@ -32,10 +34,10 @@ def bundled_checkpoints() -> dict[str, Path]:
 
 
 def checkpoint_path(name_or_path: str | Path) -> str:
-    """Where `from_pretrained` finds a checkpoint: the folder of a bundled one, a local folder, or a Hub name as it is.
+    """Where `from_pretrained` finds a checkpoint: the folder of a bundled one, a local folder, or the Hub name itself.
 
     Raises:
-        ValueError: There is no such folder, and the name is neither bundled nor the shape of a Hub name.
+        ValueError: There is no such folder, and the name is neither bundled nor has the shape of a Hub name.
     """
     name = str(name_or_path)
     bundled = bundled_checkpoints()
@@ -60,14 +62,15 @@ def load(
     name_or_path: str | Path = DEFAULT_CHECKPOINT,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-) -> tuple[Model, MaskFormerHfImageProcessor]:
-    """A model ready for `predict`, and its image processor.
+) -> tuple[Model | MaskFormerHfForVideoSegmentation, MaskFormerHfImageProcessor | MaskFormerHfVideoProcessor]:
+    """A model in evaluation mode, and its processor: for `predict`, or a model and a processor of videos for
+    `predict_video`.
 
     Args:
         name_or_path: A bundled checkpoint (see `bundled_checkpoints`), a folder, or a Hub name; checkpoints of
             transformers' MaskFormer and Mask2Former are read too.
-        device: CUDA where there is one, else the CPU, if None.
-        dtype: float32 if None, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
+        device: None is CUDA where there is one, and else the CPU.
+        dtype: None is float32, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
 
     Raises:
         ValueError: No such checkpoint or device; a file that is damaged or not what it should be; a weight that is
@@ -116,7 +119,7 @@ def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def _check_json(path: Path) -> None:
-    """Refuse a configuration that says nothing of a model, before transformers explains it at length."""
+    """Refuses a configuration that is not one of our models, before transformers explains it at length."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

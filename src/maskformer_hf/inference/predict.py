@@ -1,22 +1,44 @@
 """From photos to segments: `predict`."""
 
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
-from .batches import forward_batch
-from .images import ImageInput, crop_image, image_size, read_image
+from .batches import evaluation_mode, padded_size, same_size_batches, slice_outputs
+from .images import ImageInput, ReadImage, image_size, read_image
 from .load import Model
-from .prediction import TASKS, Prediction, Task, outputs_to_predictions
-from .tiles import TileMerger, scale_windows, tile_windows
+from .plans import Plan, Request, View, make_plan
+from .prediction import TASKS, Prediction, Task
+from .windows import Tiling
+
+
+class PredictOptions(TypedDict, total=False):
+    """How outputs become segments. What is not given, or None, is as the checkpoint says.
+
+    threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
+    mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
+    overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
+    label_ids_to_fuse: Stuff classes, one panoptic segment each.
+    max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
+        number of queries if that is larger.
+    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, which travels with a
+        checkpoint, and unless set never cuts.
+    tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
+        complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
+    """
+
+    threshold: float | None
+    mask_threshold: float | None
+    overlap_mask_area_threshold: float | None
+    label_ids_to_fuse: Collection[int] | None
+    max_instances: int | None
+    tile_size: int | None
+    tile_overlap: int | None
 
 
 @torch.inference_mode()
@@ -28,143 +50,122 @@ def predict(
     task: Task | None = None,
     batch_size: int = 1,
     target_sizes: Literal["original"] | Sequence[tuple[int, int]] = "original",
-    threshold: float | None = None,
-    mask_threshold: float = 0.5,
-    overlap_mask_area_threshold: float | None = None,
-    label_ids_to_fuse: Collection[int] | None = None,
-    max_instances: int | None = None,
-    tile_size: int | None = None,
-    tile_overlap: int | None = None,
+    plan: str | None = None,
     progress: bool = False,
+    **options: Unpack[PredictOptions],
 ) -> list[Prediction]:
     """Segment photos of any sizes, in the given order. An image gives the same answer alone or in company.
 
-    Only images which the processor pads to the same size share a batch, because more padding would change an answer.
-    Images are read as they are needed; at most `batch_size` of each padded size are in memory.
-
-    A photo larger than `tile_size` is cut into overlapping tiles. The processor treats each as a photo of its own, so
-    the tiles of a photo of any size come at one scale, and its `size` says at which. What the tiles give becomes one
-    result of the photo (`tiles.py` says how), and memory does not grow with their number.
+    Images are read as they are needed; at most `batch_size` of each padded size are in memory. A photo larger than
+    `tile_size` is cut into overlapping tiles, whose results become one result of the photo.
 
     Args:
         images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
         task: What the checkpoint was trained for (`config.task`) if None.
         batch_size: Images, or tiles, that run together.
         target_sizes: The size of the photo, or a (height, width) for each image.
-        threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`
-            if None.
-        mask_threshold: Probability from which on a pixel belongs to a mask.
-        overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones;
-            `config.overlap_mask_area_threshold` if None.
-        label_ids_to_fuse: Stuff classes, one panoptic segment each; `config.label_ids_to_fuse` if None.
-        max_instances: Of the best pairs of query and class, in an image or tile, so many can become instances; 100, or
-            the number of queries if that is larger, if None.
-        tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size` if None, which travels
-            with a checkpoint, and unless set never cuts.
-        tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider
-            is complete in one tile. `processor.tile_overlap` if None, or else a quarter of `tile_size`.
+        plan: How the model sees a photo: "whole" or "tiles"; if None, "tiles" where there is a `tile_size`.
         progress: Show a progress bar: of the images if there are several, and of the tiles of each.
+        options: See [`PredictOptions`].
 
     Raises:
-        ValueError: An image that cannot be read, an unknown task, as many `target_sizes` as there are images not given.
+        ValueError: An image that cannot be read, fewer `target_sizes` than images, an unknown task, plan or option.
     """
-    single = isinstance(images, str | Path | Image.Image | np.ndarray | torch.Tensor)
-    if single:
-        images = [images]
+    single = isinstance(images, ImageInput)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    task = check_task(task, model)
-    tile_size, tile_overlap = _tile_options(processor, tile_size, tile_overlap)
-    options = {
-        "task": task,
-        "threshold": threshold,
-        "mask_threshold": mask_threshold,
-        "overlap_mask_area_threshold": overlap_mask_area_threshold,
-        "label_ids_to_fuse": label_ids_to_fuse,
-        "max_instances": max_instances,
-    }
-    results: dict[int, Prediction] = {}
-    unfinished: dict[int, tuple[TileMerger, set[int]]] = {}
-    waiting: dict[torch.Size, list[_Input]] = {}
-
-    def run(batch: list[_Input]):
-        outputs = forward_batch(model, [item.inputs for item in batch])
-        sizes = [item.size for item in batch]
-        for item, prediction in zip(batch, outputs_to_predictions(model, outputs, sizes, **options), strict=True):
-            if item.tile is None:
-                results[item.image] = prediction
-                continue
-            merger, missing = unfinished[item.image]
-            merger.add(item.tile, prediction.segments, prediction.segmentation, prediction.masks)
-            missing.remove(item.tile)
-            if not missing:
-                del unfinished[item.image]
-                segments, segmentation, crops = merger.result()
-                results[item.image] = Prediction(task, merger.size, segments, segmentation, crops=crops)
-
-    was_training = model.training
-    model.eval()
-    try:
-        for index, source in enumerate(tqdm(images, desc="Segmenting", unit="image", disable=not progress or single)):
-            image = read_image(source, model.config.num_channels)
-            photo_size = image_size(image, model.config.num_channels)
-            size = photo_size
-            if target_sizes != "original":
-                if index >= len(target_sizes):
-                    raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")
-                height, width = target_sizes[index]
-                size = (int(height), int(width))
-            windows = tile_windows(photo_size, tile_size, tile_overlap) if tile_size else []
-            if len(windows) > 1:
-                targets = scale_windows(windows, photo_size, size)
-                stuff = model.config.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
-                unfinished[index] = TileMerger(task, targets, stuff or ()), set(range(len(windows)))
-                parts = [
-                    (tile, window, (target.bottom - target.top, target.right - target.left))
-                    for tile, (window, target) in enumerate(zip(windows, targets, strict=True))
-                ]
-            else:
-                parts = [(None, None, size)]
-            hidden = not progress or len(parts) == 1
-            for tile, window, target in tqdm(parts, desc="Tiles", unit="tile", leave=single, disable=hidden):
-                part = image if window is None else crop_image(image, window, model.config.num_channels)
-                inputs = processor.preprocess([part], return_tensors="pt")
-                batch = waiting.setdefault(inputs["pixel_values"].shape, [])
-                batch.append(_Input(index, tile, dict(inputs), target))
-                if len(batch) == batch_size:
-                    run(waiting.pop(inputs["pixel_values"].shape))
-        for batch in waiting.values():
-            run(batch)
-    finally:
-        model.train(was_training)
-    return [results[index] for index in range(len(results))]
+    result_options = {"task": check_task(task, model), **_result_options(options)}
+    tiling = Tiling.of(processor, options.get("tile_size"), options.get("tile_overlap"))
+    sources: Any = [images] if single else images
+    requests = (
+        Request(model, processor, image, size, result_options, tiling)
+        for image, size in _read_images(
+            tqdm(sources, desc="Segmenting", unit="image", disable=not progress or single),
+            target_sizes,
+            model.config.num_channels,
+        )
+    )
+    with evaluation_mode(model):
+        return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
 
 
-class _Input(NamedTuple):
-    """An image, or a tile of it, that waits for a batch; `size` is that of its result."""
+def _read_images(
+    sources: Iterable[ImageInput], target_sizes: Literal["original"] | Sequence[tuple[int, int]], num_channels: int
+) -> Iterator[tuple[ReadImage, tuple[int, int]]]:
+    """Images, and the height and width of their results."""
+    for index, source in enumerate(sources):
+        image = read_image(source, num_channels)
+        size = image_size(image, num_channels)
+        if target_sizes != "original":
+            if index >= len(target_sizes):
+                raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")
+            height, width = target_sizes[index]
+            size = (int(height), int(width))
+        yield image, size
+
+
+class _Waiting(NamedTuple):
+    """A view that waits for a batch."""
 
     image: int
-    tile: int | None
-    inputs: dict[str, torch.Tensor]
-    size: tuple[int, int]
+    plan: Plan
+    number: int
+    view: View
+
+    @property
+    def batch_key(self) -> Any:
+        return self.view.forward, padded_size(self.view.inputs)
 
 
-def _tile_options(processor: Any, tile_size: int | None, tile_overlap: int | None) -> tuple[int, int]:
-    """Size and overlap of tiles, from the processor if None; 0 is no tiles."""
-    if tile_size is None:
-        tile_size = getattr(processor, "tile_size", None) or 0
-        tile_overlap = getattr(processor, "tile_overlap", None) if tile_overlap is None else tile_overlap
-    if tile_size < 0:
-        raise ValueError(f"`tile_size` is {tile_size}: give the side of a tile in pixels, or 0 for no tiles.")
-    if tile_overlap is None:
-        tile_overlap = tile_size // 4
-    if not 0 <= 2 * tile_overlap <= tile_size and tile_size:
-        raise ValueError(f"`tile_overlap` is {tile_overlap}: it must be 0 to {tile_size // 2}, half of `tile_size`.")
-    return tile_size, tile_overlap
+def _run(model: Model, plans: Iterable[Plan], batch_size: int, progress: bool, leave: bool) -> list[Prediction]:
+    """The results of the plans, in their order."""
+    missing: dict[int, int] = {}
+    results: dict[int, Prediction] = {}
+
+    def views() -> Iterator[_Waiting]:
+        for image, plan in enumerate(plans):
+            missing[image] = plan.num_views
+            bar = tqdm(
+                plan.views(),
+                desc=f"{plan.unit.capitalize()}s",
+                total=plan.num_views,
+                unit=plan.unit,
+                leave=leave,
+                disable=not progress or plan.num_views == 1,
+            )
+            for number, view in enumerate(bar):
+                yield _Waiting(image, plan, number, view)
+
+    for batch in same_size_batches(views(), lambda item: item.batch_key, batch_size):
+        outputs = batch[0].view.forward(model, [item.view.inputs for item in batch])
+        for position, item in enumerate(batch):
+            item.plan.add(item.number, slice_outputs(outputs, position))
+            missing[item.image] -= 1
+            if not missing[item.image]:
+                results[item.image] = item.plan.result()
+    return [results[image] for image in range(len(results))]
+
+
+def _result_options(options: PredictOptions) -> dict[str, Any]:
+    """Those of the options that say how outputs become a result.
+
+    Raises:
+        ValueError: An option that there is not.
+    """
+    names = PredictOptions.__annotations__
+    for name in options:
+        if name not in names:
+            raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
+    tiling = ("tile_size", "tile_overlap")
+    return {name: value for name, value in options.items() if value is not None and name not in tiling}
 
 
 def check_task(task: str | None, model: Model) -> Task:
-    """The task, or the one the model was trained for if None; a ValueError if there is no such task."""
+    """The task, or the one the model was trained for if None.
+
+    Raises:
+        ValueError: No such task, or a model that cannot do it.
+    """
     if model.config.model_type == MaskFormerHfVideoConfig.model_type:
         raise ValueError("This is a model of videos: use `maskformer_hf.predict_video`, with one frame for an image.")
     task = model.config.task if task is None else task

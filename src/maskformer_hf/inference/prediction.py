@@ -32,12 +32,12 @@ class Prediction:
     Attributes:
         task: "semantic", "instance" or "panoptic".
         size: (H, W).
-        segments: One dictionary a segment: `id`, `label_id`, `label`, `score` (0 to 1), `area` (pixels). The largest
-            comes first; for instances the best score, and they have a `box` (left, top, right, bottom in pixels).
-        segmentation: (H, W) int. Semantic: class ids, which are the segments' ids too. Panoptic: segment ids from 1,
-            0 is void. None for instances.
-        masks: (N, H, W) bool for instances, which may overlap: `masks[i]` is `segments[i]`. None otherwise. Of a photo
-            in tiles it is put together when asked for; `mask` gives one of thousands without the others.
+        segments: One dictionary for each segment: `id`, `label_id`, `label`, `score` (0 to 1) and `area` (pixels), the
+            largest first. Instances have a `box` too (left, top, right, bottom in pixels), and the best score is first.
+        segmentation: (H, W) int. Semantic: class ids, which are also the ids of the segments. Panoptic: segment ids
+            from 1; 0 is void. None for instances.
+        masks: (N, H, W) bool for instances, which may overlap; `masks[i]` belongs to `segments[i]`. None otherwise. For
+            a photo in tiles it is put together when it is asked for; `mask` gives one of thousands without the others.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Prediction:
         masks: torch.Tensor | None = None,
         crops: list[torch.Tensor] | None = None,
     ) -> None:
-        """`crops` may take the place of `masks`: of each segment what lies in its box, (height, width) bool."""
+        """`crops` may take the place of `masks`: the part of each mask that lies in its box, (height, width) bool."""
         self.task = task
         self.size = size
         self.segments = segments or []
