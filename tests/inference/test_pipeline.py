@@ -11,7 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from builders import tiny_transformers_config
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageSegmentationPipeline, predict, register
-from maskformer_hf.pipeline import register_pipeline
+from maskformer_hf.inference.pipeline import register_pipeline
 
 TASKS = ["semantic", "instance", "panoptic"]
 
