@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from ..data.files import IMAGE_SUFFIXES
-from ..inference import read_image
+from ..inference.images import read_image
 
 NUM_PHOTOS = 64
 

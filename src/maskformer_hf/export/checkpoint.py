@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..inference import load
+from ..inference.load import load
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.modeling_auto import sees_clips
 from .calibration import CalibrationPhotos, find_photos
