@@ -590,7 +590,8 @@ def convert(
         if path.is_dir() and output.is_dir() and path.samefile(output):
             raise ValueError(f"--output {str(output)!r} is the checkpoint itself; choose another folder")
         _quiet_transformers()
-        from .conversion.convert import convert_detectron2, summary
+        from .conversion.convert import convert_detectron2
+        from .conversion.summary import summary
 
         lines = []
         if is_file:
