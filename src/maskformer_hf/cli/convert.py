@@ -105,7 +105,7 @@ def _read_file(options: ConvertOptions) -> tuple[Any, Any, list[tuple[str, str]]
 def _read_checkpoint(name: str) -> tuple[Any, Any, list[tuple[str, str]]]:
     """Model and processor of a checkpoint, and the lines that describe them."""
     from ..conversion.convert import summary
-    from ..inference import load
+    from ..inference.load import load
 
     model, processor = load(name, device="cpu")
     return model, processor, summary(model)

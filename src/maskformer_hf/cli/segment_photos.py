@@ -11,7 +11,7 @@ from .errors import error_line, quiet_transformers
 from .output_paths import find_photos, picture_paths
 
 if TYPE_CHECKING:
-    from ..inference import Prediction
+    from ..inference.prediction import Prediction
     from .segment import SegmentOptions
 
 
@@ -26,7 +26,7 @@ def segment_photos(options: "SegmentOptions") -> None:
     quiet_transformers()
     from tqdm import tqdm
 
-    from ..inference import load
+    from ..inference.load import load
 
     model, processor = load(options.checkpoint, options.device, options.dtype)
     records = []
@@ -50,7 +50,7 @@ def segment_photos(options: "SegmentOptions") -> None:
 
 
 def _refuse_videos(options: "SegmentOptions") -> None:
-    from ..video_files import VIDEO_SUFFIXES
+    from ..inference.video_files import VIDEO_SUFFIXES
 
     for path in options.paths:
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -64,7 +64,8 @@ def _segment_photo(
     model: Any, processor: Any, photo: Path, picture: Path | None, options: "SegmentOptions"
 ) -> dict[str, Any]:
     """Segments one photo and draws it into `picture`. Returns its record."""
-    from ..inference import predict, read_image
+    from ..inference.images import read_image
+    from ..inference.predict import predict
     from ..visualize import draw_segmentation
 
     image = read_image(photo)

@@ -11,7 +11,7 @@ from .errors import quiet_transformers
 from .output_paths import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
-    from ..video import VideoPrediction
+    from ..inference.video_prediction import VideoPrediction
     from .segment import SegmentOptions
 
 DEFAULT_VIDEO = Path("result.mp4")
@@ -29,8 +29,8 @@ def segment_videos(options: "SegmentOptions") -> None:
         targets = _targets(options.paths, options.output)
 
     quiet_transformers()
-    from ..inference import load
-    from ..video import predict_video
+    from ..inference.load import load
+    from ..inference.video import predict_video
 
     loaded: Any = load(options.checkpoint, options.device, options.dtype)
     model, processor = loaded
@@ -58,7 +58,7 @@ def _targets(paths: Sequence[Path], output: Path | None) -> list[Path]:
     Raises:
         ValueError: `output` is no place for these videos.
     """
-    from ..video_files import VIDEO_SUFFIXES
+    from ..inference.video_files import VIDEO_SUFFIXES
 
     if len(paths) == 1:
         [path] = paths
@@ -84,8 +84,8 @@ def _draw(path: Path, target: Path, prediction: "VideoPrediction") -> None:
     """Writes the frames under their tracks: as a video file if `target` has a suffix, else as PNGs into the folder."""
     from tqdm import tqdm
 
+    from ..inference.video_files import FRAMES_PER_SECOND, VideoFile, write_video
     from ..models.video_processing_maskformer import frames_of
-    from ..video_files import FRAMES_PER_SECOND, VideoFile, write_video
     from ..visualize import draw_tracks
 
     video: Any = frames_of(path) if path.is_dir() else VideoFile(path)
