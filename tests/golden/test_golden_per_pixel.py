@@ -12,12 +12,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from maskformer_hf import MaskFormerImageProcessor, PerPixelBaseline
-from maskformer_hf.conversion.detectron2 import (
-    config_from_detectron2,
-    convert_state_dict,
-    load_detectron2,
-    tensor_names,
-)
+from maskformer_hf.conversion.detectron2 import convert_state_dict, load_detectron2
+from maskformer_hf.conversion.detectron2_config import config_from_detectron2
+from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.criterion_per_pixel import per_pixel_loss
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForSemanticSegmentationOutput
 

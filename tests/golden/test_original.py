@@ -6,7 +6,7 @@ Tolerances: tests/fixtures/golden/README.md.
 import pytest
 import torch
 
-from maskformer_hf.conversion.detectron2 import tensor_names
+from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.matcher import match, matching_costs
 from tensors import embeddings_of
 

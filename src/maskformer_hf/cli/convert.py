@@ -93,7 +93,8 @@ def _check_source(options: ConvertOptions) -> bool:
 
 def _read_file(options: ConvertOptions) -> tuple[Any, Any, list[tuple[str, str]]]:
     """Model and processor from a file of the original, and the lines that tell what was found in it."""
-    from ..conversion.convert import convert_detectron2, summary
+    from ..conversion.convert import convert_detectron2
+    from ..conversion.summary import summary
 
     converted = convert_detectron2(Path(options.source), options.preset, options.config)
     lines = summary(converted.model)
@@ -104,7 +105,7 @@ def _read_file(options: ConvertOptions) -> tuple[Any, Any, list[tuple[str, str]]
 
 def _read_checkpoint(name: str) -> tuple[Any, Any, list[tuple[str, str]]]:
     """Model and processor of a checkpoint, and the lines that describe them."""
-    from ..conversion.convert import summary
+    from ..conversion.summary import summary
     from ..inference.load import load
 
     model, processor = load(name, device="cpu")
