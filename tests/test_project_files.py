@@ -62,11 +62,11 @@ def test_the_changelog_has_this_version_and_what_comes_after():
 
 
 def test_what_the_pages_name_is_there():
-    for page in ("CONTRIBUTING.md", "CHANGELOG.md"):
+    for page, least in (("CONTRIBUTING.md", 12), ("CHANGELOG.md", 1)):
         text = (ROOT / page).read_text(encoding="utf-8")
         paths = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text)
         paths += re.findall(r"`((?:src|tests|examples|recipes|benchmarks|docs)/[\w./-]*)`", text)
-        assert len(paths) >= 4
+        assert len(paths) >= least
         for path in paths:
             assert (ROOT / path).exists(), f"{page}: {path}"
     targets = re.findall(r"\bmake (\w+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The `maskformer` command as a whole: version, help, and how it starts."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,11 @@ from pathlib import Path
 import pytest
 
 import maskformer_hf
+from maskformer_hf.cli.export import FormatChoice
+from maskformer_hf.cli.options import TaskChoice
+from maskformer_hf.export import FORMAT_SUFFIXES
+from maskformer_hf.inference.plans import PLANS
+from maskformer_hf.models.configuration_maskformer import TASKS
 
 
 def test_version(run):
@@ -18,6 +24,15 @@ def test_help_names_every_command_and_gives_examples(run):
     for command in ("segment", "train", "evaluate"):
         assert command in run("--help").stdout
         assert f"maskformer {command}" in run(command, "--help").stdout.split("Examples:")[1]
+
+
+def test_choices_are_those_of_the_package(run):
+    """They are written out where importing the tables would import torch."""
+    assert [*TaskChoice] == [*TASKS]
+    assert [*FormatChoice] == [*FORMAT_SUFFIXES]
+    described = re.search(r"How the model sees a photo: (.*?)\.", " ".join(run("segment", "--help").stdout.split()))
+    assert described
+    assert described[1].split(" or ") == [*PLANS]
 
 
 SCRIPT = str(Path(sys.executable).with_name("maskformer"))

@@ -118,6 +118,16 @@ def test_a_large_photo_is_cut_into_tiles(segment, photo_paths):
     assert sum(entry["area"] for entry in other["segments"]) == one["height"] * one["width"]
 
 
+def test_a_plan_is_chosen(segment, photo_paths):
+    """`whole` never cuts, whatever the size of tiles."""
+    expected = segment(photo_paths[0], "--json", "--task", "semantic")
+    whole = segment(photo_paths[0], "--json", "--task", "semantic", "--tile-size", 200, "--plan", "whole")
+    assert whole.stderr == ""
+    assert json.loads(whole.stdout) == json.loads(expected.stdout)
+    tiled = segment(photo_paths[0], "--json", "--task", "semantic", "--tile-size", 200, "--plan", "tiles")
+    assert "Tiles: 100%" in tiled.stderr
+
+
 MISTAKES = {
     "no such file": (["nothing.jpg"], "no file 'nothing.jpg'"),
     "an empty folder": (["empty"], "'empty' holds no images"),
@@ -126,6 +136,7 @@ MISTAKES = {
     "an unknown checkpoint": (["{photo}", "--checkpoint", "nonsense"], "no checkpoint 'nonsense'"),
     "an unknown device": (["{photo}", "--device", "toaster"], "device 'toaster'"),
     "an unknown dtype": (["{photo}", "--dtype", "int3"], "'bfloat16'"),
+    "an unknown plan": (["{photo}", "--plan", "mosaic"], "--plan must be one of ['whole', 'tiles'], got 'mosaic'"),
     "over the photo": (["copy.png", "--output", "copy.png"], "overwritten"),
 }
 

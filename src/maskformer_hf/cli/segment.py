@@ -19,7 +19,7 @@ EXAMPLES = """Examples:
 
   maskformer segment photo.jpg --json > segments.json
 
-  maskformer segment panorama.jpg --tile-size 640
+  maskformer segment panorama.jpg --plan tiles --tile-size 640
 
   maskformer segment photo.jpg --checkpoint runs/mine/model --device cuda --dtype bfloat16
 
@@ -77,6 +77,13 @@ class SegmentOptions:
             min=0,
             help="Cut larger photos into overlapping tiles with sides of this many pixels; 0 never cuts. The "
             "checkpoint's own if not given.",
+        ),
+    ] = None
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            help="How the model sees a photo: whole or tiles. If not given, tiles if there is a tile size.",
         ),
     ] = None
     device: DeviceOption = None

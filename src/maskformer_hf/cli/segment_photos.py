@@ -27,7 +27,10 @@ def segment_photos(options: "SegmentOptions") -> None:
     from tqdm import tqdm
 
     from ..inference.load import load
+    from ..inference.plans import PLANS
 
+    if options.plan is not None and options.plan not in PLANS:
+        raise ValueError(f"--plan must be one of {list(PLANS)}, got {options.plan!r}")
     model, processor = load(options.checkpoint, options.device, options.dtype)
     records = []
     pairs = zip(photos, pictures, strict=True)
@@ -76,6 +79,7 @@ def _segment_photo(
         task=options.task.value if options.task else None,
         threshold=options.threshold,
         tile_size=options.tile_size,
+        plan=options.plan,
         progress=True,
     )
     record = _record(photo, picture, prediction)

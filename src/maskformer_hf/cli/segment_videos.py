@@ -19,8 +19,10 @@ DEFAULT_VIDEO = Path("result.mp4")
 
 def segment_videos(options: "SegmentOptions") -> None:
     """Finds the tracks of each video, and writes them and the coloured frames."""
-    if options.task is not None or options.tile_size is not None:
-        raise ValueError(f"--task and --tile-size are for photos; {options.checkpoint!r} segments videos")
+    for name in ("task", "tile_size", "plan"):
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for photos, and checkpoint {options.checkpoint!r} segments videos")
     for path in options.paths:
         if not path.exists():
             raise ValueError(f"there is no file or folder {str(path)!r}")
