@@ -24,7 +24,8 @@ LAYERS = [
     {"cli", "__main__"},
     {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline", "video"},
     {"presets", "model_card", "tiles", "video_files"},
-    {"data", "metrics", "models"},
+    {"data", "metrics"},
+    {"models"},
 ]
 # Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
 # checkpoint for whoever measures it.

@@ -1,6 +1,6 @@
 """Where training images and their targets come from: readers, augmentation, collation."""
 
-from .augment import augmentation
+from .augmentation import AugmentationArguments, augmentation
 from .cached import Cached
 from .clips import Clips, ClipTransform
 from .coco import CocoInstances, CocoPanoptic
@@ -31,6 +31,7 @@ from .youtube_vis import YoutubeVis
 __all__ = [
     "FORMATS",
     "VOID",
+    "AugmentationArguments",
     "Batch",
     "Cached",
     "ClipSample",

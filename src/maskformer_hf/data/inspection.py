@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from ..models.resize import resize_nearest
 from .problems import ProblemCounter
 from .report import ClassReport, DataReport, Pick, Segment, Size
 from .sample import VOID, Problem, Sample, SegmentationDataset, void_mask
@@ -277,11 +278,3 @@ def most_segments_in_window(planes_PHW: torch.Tensor, is_crowd_N: torch.Tensor, 
             areas = segment_areas(planes_PHW[:, top : top + height, left : left + width], len(is_crowd_N))
             most = max(most, int((torch.tensor(areas) > 0)[~is_crowd_N].sum()))
     return most
-
-
-def resize_nearest(planes_PHW: torch.Tensor, size: Size) -> torch.Tensor:
-    """Resized by the rule of torch's "nearest", which training uses: (P, *size)."""
-    for dim, length in ((1, size[0]), (2, size[1])):
-        place = torch.arange(length, dtype=torch.float32) * (planes_PHW.shape[dim] / length)
-        planes_PHW = planes_PHW.index_select(dim, place.long().clamp(max=planes_PHW.shape[dim] - 1))
-    return planes_PHW

@@ -73,7 +73,7 @@ def training_parts(dataset: SegmentationDataset, recipe: Recipe, config: Any, pr
 
     Raises ValueError for a model of videos where the data have none.
     """
-    transform = augmentation(**vars(recipe.augmentation))
+    transform = augmentation(recipe.augmentation)
     options: dict[str, Any] = {
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
