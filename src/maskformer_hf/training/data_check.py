@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
 from ..data.inspection import TrainingView, inspect_dataset
 from ..data.report import DataReport, format_report, shared_images
-from ..inference import checkpoint_path
+from ..inference.load import checkpoint_path
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS
 from ..visualize import contact_sheet

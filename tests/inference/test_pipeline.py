@@ -10,7 +10,7 @@ from transformers import ImageSegmentationPipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageSegmentationPipeline, predict, register
-from maskformer_hf.pipeline import register_pipeline
+from maskformer_hf.inference.pipeline import register_pipeline
 
 TASKS = ["semantic", "instance", "panoptic"]
 

@@ -179,6 +179,24 @@ def test_predict_leaves_the_model_as_it_was(tiny_model, tiny_processor, photos):
     same(first, predict(tiny_model, tiny_processor, photos[0], task="semantic")[0])
 
 
+def test_predict_leaves_frozen_layers_frozen(tiny_model, tiny_processor, photos):
+    tiny_model.train()
+    frozen = tiny_model.head.eval()
+    try:
+        predict(tiny_model, tiny_processor, photos[0], task="semantic")
+        assert tiny_model.training
+        assert not any(module.training for module in frozen.modules())
+    finally:
+        tiny_model.eval()
+
+
+def test_unknown_options_are_named(tiny_model, tiny_processor, photos):
+    with pytest.raises(ValueError, match=r"'treshold'.*threshold, mask_threshold"):
+        predict(tiny_model, tiny_processor, photos[0], treshold=0.5)
+    expected = predict(tiny_model, tiny_processor, photos[0], task="panoptic")[0]
+    same(expected, predict(tiny_model, tiny_processor, photos[0], task="panoptic", mask_threshold=None)[0])
+
+
 def test_an_image_is_turned_upright(tiny_model, tiny_processor, photo_paths, tmp_path):
     photo = Image.open(photo_paths[0]).convert("RGB")
     exif = Image.Exif()

@@ -14,9 +14,9 @@ from maskformer_hf import (
     predict,
     predict_video,
 )
+from maskformer_hf.inference.tracks import link_objects, tube_overlap
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForVideoSegmentationOutput
 from maskformer_hf.models.post_processing import encode_coco_rle
-from maskformer_hf.video import link_objects, tube_overlap
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LABELS = list(COLORS)
@@ -152,6 +152,7 @@ def test_only_a_window_is_in_memory():
         ([clip(1)[0], clip(1)[0][:20]], {}, r"Frame 1 has the size \(20, 64\) \(height, width\), and the first \(40"),
         (clip(2), {"window": 4}, "`overlap` is 4: it must be at least 1 and less than `window`, 4"),
         (["/no/such/frame.png"], {}, "There is no file '/no/such/frame.png'"),
+        (clip(2), {"treshold": 0.5}, "no option 'treshold': there are threshold, mask_threshold, link_threshold"),
     ],
 )
 def test_what_is_wrong_is_named(video, options, message):
