@@ -25,7 +25,8 @@ LAYERS = [
     {"hub", "training", "conversion", "export"},
     {"inference", "visualize"},
     {"presets", "model_card"},
-    {"data", "metrics", "models"},
+    {"data", "metrics"},
+    {"models"},
 ]
 # Parts of one layer that know each other: pictures are made of predictions, and training may start from a file of
 # Detectron2.
