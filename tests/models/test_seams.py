@@ -109,10 +109,11 @@ def test_what_does_not_fit_is_named():
         model.model.decode(encoded, ask, extra_queries()._replace(attended=torch.ones(4, 4, dtype=torch.bool)))
     with pytest.raises(ValueError, match=r"Extra queries with masks need a decoder that attends within masks"):
         model.model.decode(encoded, ask, extra_queries(forced=True))
+    wrong = (QueryGroup("dn_", 3, FixedAssigner([[0, 7, -1], [0, -1, 0]])),)
+    register("query_source", "wrong", Part(lambda config: Source(extra_queries()._replace(groups=wrong))))
+    training = model_of(query_source="wrong").train()
     with pytest.raises(ValueError, match=r"fixed targets of image 0 are \[0, 7, -1\], for 3 queries and 2 targets"):
-        wrong = (QueryGroup("dn_", 3, FixedAssigner([[0, 7, -1], [0, -1, 0]])),)
-        register("query_source", "wrong", Part(lambda config: Source(extra_queries()._replace(groups=wrong))))
-        model_of(query_source="wrong").train()(images(), **targets())
+        training(images(), **targets())
 
 
 class Source(nn.Module):
