@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import maskformer_hf
 from maskformer_hf import bundled_checkpoints, load, predict
-from maskformer_hf.models.post_processing import image_geometries, semantic_scores
+from maskformer_hf.models.image_geometry import image_geometries
+from maskformer_hf.models.semantic import semantic_scores
 
 TASKS = ["semantic", "instance", "panoptic"]
 

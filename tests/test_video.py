@@ -14,8 +14,8 @@ from maskformer_hf import (
     predict,
     predict_video,
 )
+from maskformer_hf.models.coco_rle import encode_coco_rle
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForVideoSegmentationOutput
-from maskformer_hf.models.post_processing import encode_coco_rle
 from maskformer_hf.video import link_objects, tube_overlap
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -10,27 +10,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.configuration_video import MaskFormerHfVideoConfig
+from .models.image_geometry import is_per_pixel
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 from .models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
-from .models.post_processing import (
-    ImageGeometry,
-    image_geometries,
-    instance_segmentation,
-    is_per_pixel,
-    panoptic_segmentation,
-    per_pixel_segmentation,
-    semantic_segmentation,
-    without_duplicates,
-)
+from .models.result_options import ResultOptions
+from .models.results import iterate_results
+from .models.saved_facts import copy_facts
 from .tiles import TileMerger, Window, scale_windows, tile_windows
 
 Task = Literal["semantic", "instance", "panoptic"]
@@ -40,7 +33,6 @@ ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 DEFAULT_CHECKPOINT = "street"
-SCORED_PIXELS = 256
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -165,6 +157,7 @@ def load(
     try:
         model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = processor_class_of(model.config).from_pretrained(path)
+        copy_facts(model.config, processor)
     except (OSError, ValueError, StrictDataclassError) as error:
         # A strict dataclass names the check that failed in its first line; what the check said is the cause.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
@@ -423,64 +416,18 @@ def outputs_to_predictions(
     max_instances: int | None = None,
 ) -> list[Prediction]:
     """What `predict` makes of model outputs; the options are its."""
-    config = model.config
-    id2label = {int(label_id): label for label_id, label in (config.id2label or {}).items()}
-    if label_ids_to_fuse is None:
-        label_ids_to_fuse = config.label_ids_to_fuse or ()
-    images: Any = (
-        ([None] * len(outputs.logits), outputs.logits)
-        if is_per_pixel(outputs)
-        else (outputs.class_queries_logits, outputs.masks_queries_logits)
+    id2label = {int(label_id): label for label_id, label in (model.config.id2label or {}).items()}
+    options = ResultOptions.of(
+        model.config,
+        task,
+        threshold=threshold,
+        mask_threshold=mask_threshold,
+        overlap_mask_area_threshold=overlap_mask_area_threshold,
+        label_ids_to_fuse=label_ids_to_fuse,
+        max_instances=max_instances,
     )
     predictions = []
-    for class_logits, mask_logits, geometry in zip(*images, image_geometries(outputs, target_sizes), strict=True):
-        masks = None
-        if task == "semantic":
-            if class_logits is None:
-                segmentation = per_pixel_segmentation(mask_logits, geometry)
-            else:
-                segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
-            records = _semantic_segments(class_logits, mask_logits, geometry, segmentation)
-        elif task == "panoptic":
-            segmentation, records = panoptic_segmentation(
-                class_logits,
-                mask_logits,
-                geometry,
-                threshold=config.object_mask_threshold if threshold is None else threshold,
-                mask_threshold=mask_threshold,
-                overlap_mask_area_threshold=config.overlap_mask_area_threshold
-                if overlap_mask_area_threshold is None
-                else overlap_mask_area_threshold,
-                label_ids_to_fuse=label_ids_to_fuse,
-                intersect_with_mask=config.intersect_with_mask,
-            )
-            records.sort(key=lambda record: -record["area"])
-        else:
-            instances = instance_segmentation(
-                class_logits,
-                mask_logits,
-                geometry,
-                threshold=config.instance_threshold if threshold is None else threshold,
-                mask_threshold=mask_threshold,
-                top_k=max(100, len(class_logits)) if max_instances is None else max_instances,
-                excluded_label_ids=label_ids_to_fuse,
-            )
-            if config.duplicate_iou is not None:
-                instances = without_duplicates(instances, config.duplicate_iou)
-            segmentation, masks = None, instances.masks.cpu()
-            records = [
-                {"id": index, "label_id": label_id, "score": score, "area": area, "box": box}
-                for index, (label_id, score, area, box) in enumerate(
-                    zip(
-                        instances.labels.tolist(),
-                        instances.scores.tolist(),
-                        instances.areas.tolist(),
-                        instances.boxes.tolist(),
-                        strict=True,
-                    ),
-                    start=1,
-                )
-            ]
+    for size, result in zip(target_sizes, iterate_results(outputs, options, target_sizes), strict=True):
         segments = [
             {
                 "id": record["id"],
@@ -488,53 +435,17 @@ def outputs_to_predictions(
                 "label": id2label[record["label_id"]],
                 "score": record["score"],
                 "area": record["area"],
-                **({"box": record["box"]} if "box" in record else {}),
+                **({"box": list(record["box"])} if "box" in record else {}),
             }
-            for record in records
+            for record in result.segments
         ]
-        segmentation = None if segmentation is None else segmentation.cpu()
-        predictions.append(Prediction(task, geometry.target_size, segments, segmentation, masks))
+        if task == "panoptic":
+            segments.sort(key=lambda segment: -segment["area"])
+        segmentation = None if result.segmentation is None else result.segmentation.cpu()
+        masks = None if result.masks is None else result.masks.cpu()
+        height, width = size
+        predictions.append(Prediction(task, (int(height), int(width)), segments, segmentation, masks))
     return predictions
-
-
-def _semantic_segments(
-    class_logits: torch.Tensor | None, mask_logits: torch.Tensor, geometry: ImageGeometry, segmentation: torch.Tensor
-) -> list[dict[str, Any]]:
-    """One record a class that is seen, the largest first. Without `class_logits` each mask is the logits of a class.
-
-    The score of a class is its share of all class scores, on average over its pixels: 1 where no other class was
-    thought of. Up to `SCORED_PIXELS` of them, evenly spaced, stand for all; the scores of every pixel would take longer
-    than the segmentation.
-    """
-    num_labels = len(mask_logits) if class_logits is None else class_logits.shape[-1] - 1
-    areas = torch.bincount(segmentation.flatten(), minlength=num_labels)
-    order = areas.argsort(descending=True, stable=True)
-    label_ids = order[areas[order] > 0]
-    # Pixels sorted by class: those of one class are neighbours.
-    # As int16, which sorts three times as fast.
-    by_class = segmentation.flatten().to(torch.int16).argsort(stable=True)
-    first = areas.cumsum(0) - areas
-    steps = (torch.arange(SCORED_PIXELS, device=areas.device) + 0.5) / SCORED_PIXELS
-    positions = first[label_ids, None] + (steps * areas[label_ids, None]).long()
-    pixels = by_class[positions]  # (classes seen, SCORED_PIXELS)
-    # From pixels of the target to those of the padded input, to -1..1 as `grid_sample` wants it.
-    height, width = geometry.target_size
-    y = (pixels // width + 0.5) * (geometry.image_size[0] / height) * (2 / geometry.padded_size[0]) - 1
-    x = (pixels % width + 0.5) * (geometry.image_size[1] / width) * (2 / geometry.padded_size[1]) - 1
-    grid = torch.stack((x, y), dim=-1).to(torch.float32)
-    logits_QCP = F.grid_sample(mask_logits[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
-    if class_logits is None:
-        scores = logits_QCP.softmax(0).permute(1, 2, 0)
-    else:
-        probabilities = class_logits.float().softmax(-1)[:, :-1]
-        scores = torch.einsum("qk,qcp->cpk", probabilities, logits_QCP.sigmoid())
-    share = scores.gather(2, label_ids[:, None, None].expand(-1, SCORED_PIXELS, 1))[..., 0] / scores.sum(2)
-    return [
-        {"id": label_id, "label_id": label_id, "score": score, "area": area}
-        for label_id, score, area in zip(
-            label_ids.tolist(), share.mean(1).tolist(), areas[label_ids].tolist(), strict=True
-        )
-    ]
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:

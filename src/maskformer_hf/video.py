@@ -18,10 +18,12 @@ import torch
 from tqdm import tqdm
 
 from .inference import ImageInput, Prediction, image_size, read_image
+from .models.coco_rle import encode_seen
 from .models.configuration_video import MaskFormerHfVideoConfig
+from .models.image_geometry import image_geometries
+from .models.instances import best_tracks, tube_masks
 from .models.modeling_video import MaskFormerHfForVideoSegmentation
-from .models.post_processing import best_tracks, image_geometries, tube_masks
-from .models.video_processing_maskformer import MaskFormerHfVideoProcessor, encode_seen, frames_of
+from .models.video_processing_maskformer import MaskFormerHfVideoProcessor, frames_of
 from .video_files import VideoFile
 
 VideoInput = str | Path | np.ndarray | torch.Tensor | Iterable[ImageInput]

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from ..data import VideoDataset
 from ..inference import Model, predict
 from ..metrics import RegionSimilarity, VideoAP
+from ..models.coco_rle import encode_seen
 from ..models.modeling_auto import sees_clips
-from ..models.video_processing_maskformer import encode_seen
 from ..video import link_objects, predict_video
 
 NUM_OBJECTS = 10
