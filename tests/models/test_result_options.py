@@ -87,14 +87,15 @@ class TestOptions:
         assert facts_of(PerPixelConfig()) == {**FACTS, "task": "semantic"}
 
 
+@pytest.fixture(scope="module")
+def outputs(tiny_model, tiny_processor, photo_paths):
+    inputs = tiny_processor(Image.open(photo_paths[0]), return_tensors="pt")
+    with torch.inference_mode():
+        return tiny_model(**inputs)
+
+
 class TestCheckpointsOwnResults:
     """Without arguments, the processor's methods give what the checkpoint's options give."""
-
-    @pytest.fixture(scope="class")
-    def outputs(self, tiny_model, tiny_processor, photo_paths):
-        inputs = tiny_processor(Image.open(photo_paths[0]), return_tensors="pt")
-        with torch.inference_mode():
-            return tiny_model(**inputs)
 
     @pytest.mark.parametrize("own", [{}, OWN])
     def test_no_arguments(self, own, outputs):
