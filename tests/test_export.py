@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from builders import swin, timm_backbone
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, export
 from maskformer_hf.cli import app
-from maskformer_hf.models.post_processing import image_geometries, semantic_segmentation
+from maskformer_hf.models.image_geometry import image_geometries
+from maskformer_hf.models.semantic import semantic_segmentation
 from maskformer_hf.presets import MASK2FORMER
 
 onnx = pytest.importorskip("onnx")

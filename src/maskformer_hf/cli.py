@@ -841,7 +841,7 @@ def _check_picture(path: Path, option: str) -> None:
 
 def _record(photo: Path, picture: Path | None, prediction: "Prediction") -> dict[str, Any]:
     """What `--json` says of one photo."""
-    from .models.post_processing import encode_coco_rle
+    from .models.coco_rle import encode_coco_rle
 
     segments = [
         {**segment, "mask": encode_coco_rle(prediction.mask(segment)[None])[0]} for segment in prediction.segments

@@ -155,7 +155,7 @@ def require_libraries(*names: str) -> None:
 def semantic_class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Score of each class at each pixel of the padded input: (B, Q, K + 1) and (B, Q, h, w) to (B, K, H, W).
 
-    The plain form of `post_processing.semantic_segmentation`, whose short cuts depend on the values.
+    The plain form of `semantic.semantic_segmentation`, whose short cuts depend on the values.
     """
     masks_BQHW = F.interpolate(mask_logits, size=tuple(size), mode="bilinear", align_corners=False).sigmoid()
     return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], masks_BQHW)
