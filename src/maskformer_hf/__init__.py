@@ -8,7 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inference import Prediction, bundled_checkpoints, load, predict
+    from .inference.load import bundled_checkpoints, load
+    from .inference.pipeline import MaskFormerImageSegmentationPipeline
+    from .inference.predict import predict
+    from .inference.prediction import Prediction
+    from .inference.video import VideoPrediction, predict_video
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
     from .models.modeling_video import MaskFormerHfForVideoSegmentation as MaskFormerForVideoSegmentation
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor as MaskFormerVideoProcessor
-    from .pipeline import MaskFormerImageSegmentationPipeline
-    from .video import VideoPrediction, predict_video
     from .visualize import draw_segmentation
 
 __version__: str
@@ -51,19 +53,19 @@ _PUBLIC = {
     "MaskFormerHfVideoModel": ("models.modeling_video", "MaskFormerHfVideoModel"),
     "MaskFormerHfVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
-    "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
+    "MaskFormerImageSegmentationPipeline": ("inference.pipeline", "MaskFormerImageSegmentationPipeline"),
     "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
     "MaskFormerVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
     "MaskFormerVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
-    "Prediction": ("inference", "Prediction"),
-    "VideoPrediction": ("video", "VideoPrediction"),
-    "bundled_checkpoints": ("inference", "bundled_checkpoints"),
+    "Prediction": ("inference.prediction", "Prediction"),
+    "VideoPrediction": ("inference.video", "VideoPrediction"),
+    "bundled_checkpoints": ("inference.load", "bundled_checkpoints"),
     "draw_segmentation": ("visualize", "draw_segmentation"),
-    "load": ("inference", "load"),
-    "predict": ("inference", "predict"),
-    "predict_video": ("video", "predict_video"),
+    "load": ("inference.load", "load"),
+    "predict": ("inference.predict", "predict"),
+    "predict_video": ("inference.video", "predict_video"),
 }
 
 __all__ = [
@@ -131,6 +133,7 @@ def register() -> None:
         AutoVideoProcessor,
     )
 
+    from .inference.pipeline import register_pipeline
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
     from .models.configuration_video import MaskFormerHfVideoConfig
@@ -139,7 +142,6 @@ def register() -> None:
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
-    from .pipeline import register_pipeline
 
     AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
     AutoModel.register(MaskFormerHfConfig, MaskFormerHfModel, exist_ok=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .video_files import VIDEO_SUFFIXES
+from .inference.video_files import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
-    from .inference import Prediction
-    from .video import VideoPrediction
+    from .inference.prediction import Prediction
+    from .inference.video import VideoPrediction
 
 # What a folder is searched for; a file that is named is opened whatever it is called.
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -223,7 +223,9 @@ def segment(
         _quiet_transformers()
         from tqdm import tqdm
 
-        from .inference import load, predict, read_image
+        from .inference.images import read_image
+        from .inference.load import load
+        from .inference.predict import predict
         from .visualize import draw_segmentation
 
         model, processor = load(checkpoint, device, dtype)
@@ -598,7 +600,7 @@ def convert(
             lines += [("ignored", f"{name} ({count}): {reason}") for name, count, reason in converted.ignored]
             lines += [("note", remark) for remark in converted.remarks]
         else:
-            from .inference import load
+            from .inference.load import load
 
             model, processor = load(source, device="cpu")
         lines = [*summary(model), *lines]
@@ -738,8 +740,8 @@ def _segment_videos(
     if not as_json or output is not None:
         targets = _video_targets(paths, output)
     _quiet_transformers()
-    from .inference import load
-    from .video import predict_video
+    from .inference.load import load
+    from .inference.video import predict_video
 
     loaded: Any = load(checkpoint, device, dtype)
     model, processor = loaded
@@ -785,8 +787,8 @@ def _draw_video(path: Path, target: Path, prediction: "VideoPrediction") -> None
     """Writes the frames under their tracks: as a video file if `target` has a suffix, else as PNGs into the folder."""
     from tqdm import tqdm
 
+    from .inference.video_files import FRAMES_PER_SECOND, VideoFile, write_video
     from .models.video_processing_maskformer import frames_of
-    from .video_files import FRAMES_PER_SECOND, VideoFile, write_video
     from .visualize import draw_tracks
 
     video: Any = frames_of(path) if path.is_dir() else VideoFile(path)

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data.files import IMAGE_SUFFIXES
-from .inference import load, read_image
+from .inference.images import read_image
+from .inference.load import load
 from .models.modeling_auto import sees_clips
 
 ExportFormat = Literal["onnx", "torch-export"]

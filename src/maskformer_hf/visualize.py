@@ -12,8 +12,9 @@ from torchvision import tv_tensors
 
 from .data.report import Pick
 from .data.sample import Sample, SegmentationDataset, binary_masks, void_mask
-from .inference import ImageInput, Prediction, image_size, read_image
-from .video import VideoPrediction
+from .inference.images import ImageInput, image_size, read_image
+from .inference.prediction import Prediction
+from .inference.video import VideoPrediction
 
 # Successive labels are a golden angle apart, so that any few neighbours differ and a label keeps its colour whatever
 # the number of classes.

@@ -26,7 +26,7 @@ from ..data import (
     open_dataset,
     videos_in,
 )
-from ..inference import checkpoint_path
+from ..inference.load import checkpoint_path
 from ..model_card import write_model_card
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of, sees_clips

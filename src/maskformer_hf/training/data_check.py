@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
 from ..data.report import DataReport, format_report, inspect_dataset, photos_in_both
-from ..inference import checkpoint_path
+from ..inference.load import checkpoint_path
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS
 from ..visualize import contact_sheet

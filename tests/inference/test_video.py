@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from builders import tiny_config
 from maskformer_hf import (
     MaskFormerForVideoSegmentation,
     MaskFormerVideoConfig,
@@ -14,9 +15,10 @@ from maskformer_hf import (
     predict,
     predict_video,
 )
+from maskformer_hf.inference.tracks import link_objects, tube_overlap
 from maskformer_hf.models.coco_rle import encode_coco_rle
+from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForVideoSegmentationOutput
-from maskformer_hf.video import link_objects, tube_overlap
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LABELS = list(COLORS)
@@ -35,7 +37,9 @@ class ColorModel(nn.Module):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.windows: list[int] = []
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> MaskFormerHfForVideoSegmentationOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor, lazy_masks: bool
+    ) -> MaskFormerHfForVideoSegmentationOutput:
         self.windows.append(pixel_values.shape[1])
         order = torch.arange(3).roll(len(self.windows))
         masks = torch.where(pixel_values[0, :, order] > 0.5, 8.0, -8.0).transpose(0, 1)  # (Q, T, H, W)
@@ -46,7 +50,7 @@ class ColorModel(nn.Module):
         size = torch.tensor([pixel_values.shape[-2:]])
         return MaskFormerHfForVideoSegmentationOutput(
             class_queries_logits=classes[None],
-            masks_queries_logits=masks[None],
+            masks=DenseMasks(masks[None, None]),
             image_sizes=torch.tensor([[int(pixel_mask[0, 0].any(1).sum()), int(pixel_mask[0, 0].any(0).sum())]]),
             padded_sizes=size,
         )
@@ -152,6 +156,7 @@ def test_only_a_window_is_in_memory():
         ([clip(1)[0], clip(1)[0][:20]], {}, r"Frame 1 has the size \(20, 64\) \(height, width\), and the first \(40"),
         (clip(2), {"window": 4}, "`overlap` is 4: it must be at least 1 and less than `window`, 4"),
         (["/no/such/frame.png"], {}, "There is no file '/no/such/frame.png'"),
+        (clip(2), {"treshold": 0.5}, "no option 'treshold': there are threshold, mask_threshold, link_threshold"),
     ],
 )
 def test_what_is_wrong_is_named(video, options, message):
@@ -175,19 +180,7 @@ def test_overlap_of_tubes():
 
 def test_a_real_model_and_its_folder(tmp_path):
     torch.manual_seed(0)
-    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
-    config = MaskFormerVideoConfig(
-        backbone_config={**backbone, "layer_type": "basic"},
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_size=32,
-        num_attention_heads=4,
-        ffn_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=6,
-        num_labels=3,
-    )
+    config = tiny_config("video", num_queries=6)
     MaskFormerForVideoSegmentation(config).save_pretrained(tmp_path)
     MaskFormerVideoProcessor(size={"shortest_edge": 40, "longest_edge": 64}).save_pretrained(tmp_path)
     model, processor = load(tmp_path, device="cpu")

@@ -1,44 +1,39 @@
 """Tiled prediction: where the tiles lie, and that a photo in tiles gives what the whole photo gives."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, load, predict
-from maskformer_hf.tiles import TileMerger, TileObject, Window, join_objects, nearest_parts, scale_windows, tile_windows
+from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, Prediction, load, predict
+from maskformer_hf.inference.tile_objects import TileObject, join_objects
+from maskformer_hf.inference.tiles import TileMerger
+from maskformer_hf.inference.windows import Window, nearest_parts, scale_windows, tile_windows
+from maskformer_hf.models.masks import DenseMasks
+from maskformer_hf.models.modeling_outputs import MaskFormerHfForUniversalSegmentationOutput
 
 LABELS = {0: "sky", 1: "grass", 2: "car", 3: "person"}
 STUFF = [0, 1]
 QUERIES = 40
 
 
-class ColorModel:
-    """Finds every colour that a photo has: red - 1 is the class, green the number of the object. Black is nothing.
-
-    `scores[tile number]` overrides how sure it is, in the order of the calls.
-    """
+class ColorModel(torch.nn.Module):
+    """Finds every colour that a photo has: red - 1 is the class, green the number of the object. Black is nothing."""
 
     def __init__(self, labels=LABELS, task="panoptic"):
+        super().__init__()
         self.config = MaskFormerConfig(
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
             label_ids_to_fuse=STUFF,
             task=task,
         )
-        self.device, self.dtype, self.training = torch.device("cpu"), torch.float32, False
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.calls = []
 
-    def train(self, mode=True):
-        self.training = mode
-
-    def eval(self):
-        self.training = False
-
-    def __call__(self, pixel_values, pixel_mask):
+    def forward(self, pixel_values, pixel_mask, lazy_masks):
         self.calls.append(tuple(pixel_values.shape))
         batch_size, _, height, width = pixel_values.shape
         masks = torch.full((batch_size, QUERIES, height, width), -30.0)
@@ -51,8 +46,8 @@ class ColorModel:
                     classes[index, query, red[pixels][0] - 1] = 40
                     masks[index, query][pixels] = 30
         sizes = torch.tensor([[height, width]] * batch_size)
-        return SimpleNamespace(
-            class_queries_logits=classes, masks_queries_logits=masks, image_sizes=sizes, padded_sizes=sizes
+        return MaskFormerHfForUniversalSegmentationOutput(
+            class_queries_logits=classes, masks=DenseMasks(masks[None]), image_sizes=sizes, padded_sizes=sizes
         )
 
 
@@ -306,13 +301,13 @@ def test_memory_does_not_grow_with_the_tiles():
     mask = torch.zeros(1, 64, 64, dtype=torch.bool)
     mask[0, 30:34, 30:34] = True
     for tile in range(len(windows)):
-        merger.add(tile, [{"id": 1, "label_id": 0, "label": "cell", "score": 0.9, "area": 16}], None, mask)
+        cell = {"id": 1, "label_id": 0, "label": "cell", "score": 0.9, "area": 16}
+        merger.add(tile, Prediction("instance", (64, 64), [cell], masks=mask))
     assert len(windows) == 999
     assert sum(len(item.bits) for item in merger.objects) == 999 * 2
-    segments, _, crops = merger.result()
-    assert crops is not None
-    assert len(segments) == len(crops) == 999
-    assert all(crop.shape == (4, 4) and crop.all() for crop in crops)
+    prediction = merger.result()
+    assert len(prediction.segments) == len(prediction._crops) == 999
+    assert all(crop.shape == (4, 4) and crop.all() for crop in prediction._crops)
 
 
 def test_void_stays_void_and_stuff_lies_under_things():
@@ -323,10 +318,11 @@ def test_void_stays_void_and_stuff_lies_under_things():
     maps[0, 10:30, 10:38] = 2  # a thing that ends in the part both see, of which the second tile knows nothing
     stuff = {"id": 1, "label_id": 0, "label": "sky", "score": 0.5, "area": 800}
     thing = {"id": 2, "label_id": 1, "label": "car", "score": 0.9, "area": 560}
-    merger.add(0, [stuff, thing], maps[0], None)
-    merger.add(1, [{**stuff, "score": 0.7}], maps[1], None)
-    segments, segmentation, crops = merger.result()
-    assert crops is None
+    merger.add(0, Prediction("panoptic", (40, 40), [stuff, thing], maps[0]))
+    merger.add(1, Prediction("panoptic", (40, 40), [{**stuff, "score": 0.7}], maps[1]))
+    prediction = merger.result()
+    segments, segmentation = prediction.segments, prediction.segmentation
+    assert prediction.masks is None
     assert segmentation is not None
     assert [(segment["label"], segment["area"]) for segment in segments] == [("sky", 70 * 20 - 280), ("car", 560)]
     assert (segmentation[30:] == 0).all()

@@ -12,7 +12,7 @@ from maskformer_hf import bundled_checkpoints, load, predict, predict_video
 from maskformer_hf.metrics import MaskAP, RegionSimilarity
 from maskformer_hf.models.modeling_auto import sees_clips
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LARGEST = 12 * 2**20  # bytes: what the repository takes of a file
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from maskformer_hf import MaskFormerImageSegmentationPipeline, PerPixelBaseline, PerPixelBaselineConfig, load, predict
 from maskformer_hf.cli import app
-from maskformer_hf.inference import read_image
+from maskformer_hf.inference.images import read_image
 from maskformer_hf.models.remote_code import add_code
 
 LABELS = ("sky", "road", "car", "person")

@@ -9,13 +9,16 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .inference import check_task, forward_batch, outputs_to_predictions, slice_outputs
+from ..models.result_options import ResultOptions
+from ..models.results import results_of
+from .batches import forward_batch, padded_size, same_size_batches, slice_outputs
+from .predict import check_task
+from .prediction import Prediction
 
 TASK_NAME = "image-segmentation"
 MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")
@@ -73,39 +76,37 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         return _Results(self, loader, length, forward_params, postprocess_params)
 
     def _forward(self, model_inputs: Any) -> Any:
-        """One photo's inputs to its outputs, or a list to a list."""
+        """The inputs of one photo to its outputs, or a list to a list."""
         if not isinstance(model_inputs, list):
             return self._forward([model_inputs])[0]
-        same_size: dict[torch.Size, list[int]] = {}
-        for index, item in enumerate(model_inputs):
-            same_size.setdefault(item["pixel_values"].shape, []).append(index)
         outputs: list[Any] = [None] * len(model_inputs)
-        for indices in same_size.values():
-            batch = forward_batch(self.model, [model_inputs[index] for index in indices])
-            for position, index in enumerate(indices):
-                outputs[index] = slice_outputs(batch, position)
-                outputs[index]["target_size"] = model_inputs[index]["target_size"]
+        numbered = enumerate(model_inputs)
+        for batch in same_size_batches(numbered, lambda item: padded_size(item[1])):
+            found = forward_batch(self.model, [inputs for _, inputs in batch])
+            for position, (index, inputs) in enumerate(batch):
+                [target_size] = inputs["target_size"]
+                outputs[index] = _Outputs(slice_outputs(found, position), tuple(target_size))
         return outputs
 
     def postprocess(
         self,
-        model_outputs: Any,
+        model_outputs: "_Outputs",
         subtask: str | None = None,
         threshold: float | None = None,
-        mask_threshold: float = 0.5,
+        mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
     ) -> list[dict[str, Any]]:
-        [prediction] = outputs_to_predictions(
-            self.model,
-            model_outputs,
-            model_outputs["target_size"],
-            task=check_task(subtask, self.model),
+        options = ResultOptions.of(
+            self.model.config,
+            check_task(subtask, self.model),
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
         )
+        [result] = results_of(model_outputs.outputs, options, [model_outputs.target_size])
+        prediction = Prediction.of(result, options.task, model_outputs.target_size, self.model.config.id2label)
         return [
             {
                 "score": segment["score"],
@@ -114,6 +115,15 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
             }
             for segment in prediction.segments
         ]
+
+
+class _Outputs:
+    """The outputs of one photo. The stock pipeline moves tensors, and what it knows to hold some, to the CPU; it leaves
+    this as it is, so that the results are made where the model is."""
+
+    def __init__(self, outputs: Any, target_size: tuple[int, int]) -> None:
+        self.outputs = outputs
+        self.target_size = target_size
 
 
 class _Results:
