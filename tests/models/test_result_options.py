@@ -4,11 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import tiny_config
+from builders import tiny_config
 from logits import as_outputs, confident, rectangle
 from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, MaskFormerVideoConfig, MaskFormerVideoProcessor
 from maskformer_hf import PerPixelBaselineConfig as PerPixelConfig
-from maskformer_hf.models.panoptic import panoptic_segmentation
+from maskformer_hf.models.panoptic import MERGINGS, panoptic_segmentation
+from maskformer_hf.models.parts import Part, names_of, register
 from maskformer_hf.models.result_options import FACTS, ResultOptions, facts_of
 from maskformer_hf.models.results import results_of
 from maskformer_hf.models.saved_facts import copy_facts
@@ -195,16 +196,16 @@ class TestLazyMasks:
         assert outputs.masks[0].asked == []
 
 
-def test_merging_is_looked_up_by_name(monkeypatch):
-    from maskformer_hf.models import panoptic
-
+def test_merging_is_a_part(monkeypatch):
     def upside_down(class_logits, masks, geometry, options):
         segmentation, records = panoptic_segmentation(class_logits, masks, geometry, options)
         return segmentation.flip(0), records
 
-    monkeypatch.setitem(panoptic.MERGINGS, "upside_down", upside_down)
+    register("merging", "upside_down", Part(upside_down))
+    monkeypatch.setitem(MERGINGS, "upside_down", MERGINGS.pop("upside_down"))  # deletes it after the test
     outputs = as_outputs(confident([0, 1], 2), torch.stack([rectangle(8, 8, 0, 0, 3, 8), rectangle(8, 8, 3, 0, 8, 8)]))
     (plain,) = results_of(outputs, ResultOptions("panoptic"))
+    assert set(names_of("merging")) == set(MERGINGS) >= {"argmax", "upside_down"}
     (merged,) = results_of(outputs, ResultOptions("panoptic", merging="upside_down"))
     assert torch.equal(merged.segmentation, plain.segmentation.flip(0))
 

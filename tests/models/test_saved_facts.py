@@ -5,9 +5,9 @@ import json
 import pytest
 import transformers
 
-from conftest import tiny_config
+from builders import tiny_config
 from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoConfig, MaskFormerVideoProcessor
-from maskformer_hf.inference import bundled_checkpoints
+from maskformer_hf.inference.load import bundled_checkpoints
 from maskformer_hf.models.result_options import FACTS, facts_of
 from maskformer_hf.models.saved_facts import update_saved_processor
 
@@ -44,7 +44,7 @@ def test_the_model_gives_its_own_to_the_processor_that_is_there(tmp_path):
     processor = MaskFormerImageProcessor(size={"shortest_edge": 55}, duplicate_iou=0.1, label_ids_to_fuse=[2])
     processor.save_pretrained(tmp_path)
     before = stored(tmp_path)
-    update_saved_processor(tmp_path, tiny_config(**{**OWN, "duplicate_iou": None, "label_ids_to_fuse": (3, 0)}))
+    update_saved_processor(tmp_path, tiny_config(**{**OWN, "duplicate_iou": None, "label_ids_to_fuse": (2, 0)}))
     after = stored(tmp_path)
     assert {name: value for name, value in after.items() if name not in FACTS} == {
         name: value for name, value in before.items() if name not in FACTS
@@ -53,7 +53,7 @@ def test_the_model_gives_its_own_to_the_processor_that_is_there(tmp_path):
         **FACTS,
         **OWN,
         "duplicate_iou": None,
-        "label_ids_to_fuse": [0, 3],
+        "label_ids_to_fuse": [0, 2],
     }
     # The file is what the processor itself would have written.
     text = (tmp_path / "preprocessor_config.json").read_text()
