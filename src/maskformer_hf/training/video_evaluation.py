@@ -12,8 +12,8 @@ from ..inference.load import Model
 from ..inference.predict import predict
 from ..inference.video import link_objects, predict_video
 from ..metrics import RegionSimilarity, VideoAP
+from ..models.coco_rle import encode_seen
 from ..models.modeling_auto import sees_clips
-from ..models.video_processing_maskformer import encode_seen
 
 NUM_OBJECTS = 10
 """Of a window, or a frame, as in Mask2Former-VIS."""
