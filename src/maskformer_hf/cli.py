@@ -423,8 +423,7 @@ def evaluate(
             if not worst:
                 raise ValueError("--picture is for the worst images: say how many with --worst")
         _quiet_transformers()
-        from .training import evaluate_checkpoint
-        from .training.evaluation import format_table
+        from .training import evaluate_checkpoint, format_table
 
         picture = picture or Path("worst.png")
         result = evaluate_checkpoint(

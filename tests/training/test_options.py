@@ -8,7 +8,7 @@ import torch
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import train
-from maskformer_hf.training.building import enable_gradient_checkpointing
+from maskformer_hf.training.model_setup import enable_gradient_checkpointing
 
 BACKBONES = {
     "resnet": {
