@@ -75,7 +75,7 @@ def test_the_check_of_the_direction_sees_what_it_should():
     assert {"data", "models"} & imported_parts(source) or "metrics" in imported_parts(
         PACKAGE / "training/evaluation.py"
     )
-    assert "inference" in imported_parts(PACKAGE / "visualize.py")
+    assert "inference" in imported_parts(PACKAGE / "visualize" / "photo.py")
     assert imported_parts(PACKAGE / "models" / "modeling_maskformer.py") == {"models"}
 
 

@@ -5,7 +5,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from maskformer_hf.training.step import is_auxiliary, training_step
+from maskformer_hf.models.criterion import is_auxiliary
+from maskformer_hf.training.step import training_step
 
 
 class Terms(nn.Module):

@@ -27,6 +27,7 @@ NUM_FRAMES, SIZE = 4, (24, 40)
 class Config:
     def __init__(self, model_type: str) -> None:
         self.model_type, self.task, self.label_ids_to_fuse = model_type, "instance", []
+        self.kind = "clip" if "video" in model_type else "image"
         # Not in the order of the data.
         self.id2label = {0: "green", 1: "red"}
 

@@ -9,7 +9,6 @@ from ..data import Clips, ClipTransform, SegmentationDataset, VideoDataset, vide
 from ..inference.predict import predict
 from ..inference.prediction import Prediction
 from ..inference.video import predict_video
-from ..models.modeling_auto import sees_clips
 from .arguments import DataArguments
 from .frame_tracks import NUM_OBJECTS, track_frame_by_frame
 
@@ -40,7 +39,7 @@ class Kind(NamedTuple):
 
 def kind_of(config: Any) -> Kind:
     """The kind of models of a configuration, or of a class of configurations."""
-    return KINDS["clip" if sees_clips(config) else "image"]
+    return KINDS[config.kind]
 
 
 def videos_of(dataset: SegmentationDataset) -> VideoDataset:

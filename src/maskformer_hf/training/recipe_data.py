@@ -18,6 +18,7 @@ from ..data import (
     open_dataset,
     streamed_loader,
 )
+from ..models.assembly import target_maps_of
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from .arguments import DataArguments, Recipe
 from .classes import check_classes
@@ -76,6 +77,7 @@ def training_parts(dataset: SegmentationDataset, recipe: Recipe, config: Any, pr
         processor.size_divisor,
         recipe.augmentation.crop_size or (0, 0),
         return_void_masks=recipe.void_masks,
+        target_maps=target_maps_of(config),
     )
     return samples, transform, collator
 

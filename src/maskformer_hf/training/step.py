@@ -1,6 +1,5 @@
 """One optimizer step."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,12 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..models.criterion import is_auxiliary
 from .distributed import all_of
-
-
-def is_auxiliary(name: str) -> bool:
-    """Whether a loss term is of an earlier decoder layer, such as `loss_mask_3`; `loss_mask` and `loss_l1` are not."""
-    return re.search(r"_\d+$", name) is not None
 
 
 def training_step(
