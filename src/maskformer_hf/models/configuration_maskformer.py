@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .remote_code import CodeOnTheHub
+from .remote_code import IS_REMOTE, CheckpointMixin
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 PIXEL_DECODERS = ("fpn", "transformer_fpn", "deformable")
@@ -37,7 +37,7 @@ NUM_FEATURE_LEVELS = 4
 
 
 @strict
-class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
+class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     r"""Configuration of every model of the family.
 
     Args:
@@ -158,8 +158,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         - Other fields of this class are checked together, as when a configuration is made.
         """
         config_dict = dict(_in_own_layout(config_dict, cls, "This"))
-        if cls._auto_class is None:
-            # It came from the Hub, and what is saved from here on must not refer to the code of that repository.
+        if not IS_REMOTE:
+            # It names the code of the folder that was read, which is not run. The Auto classes need it where it is.
             config_dict.pop("auto_map", None)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         if any(value is not None for value in labels.values()):

@@ -45,7 +45,7 @@ from .post_processing import (
     semantic_segmentation,
     without_duplicates,
 )
-from .remote_code import CodeOnTheHub
+from .remote_code import CheckpointMixin
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -97,7 +97,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     tile_overlap: int | None
 
 
-class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
+class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     """Prepares images and targets for, and reads the outputs of, the models of this package.
 
     Images are PIL images, numpy arrays, torch tensors (channels first or last), paths or URLs, one or several, with
@@ -128,7 +128,7 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
         requires_backends(self, "torchvision")
         options: dict[str, Any] = dict(kwargs)
-        # Of a file from the Hub; what is saved from here on must not refer to the code of that repository.
+        # It names the code of the folder that was read; `save_pretrained` writes what is true of its own.
         options.pop("auto_map", None)
         source = {options.pop("image_processor_type", None), options.pop("feature_extractor_type", None)}
         if source & set(ROUNDING_PROCESSORS):

@@ -23,7 +23,7 @@ from .modeling_outputs import (
 )
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
-from .remote_code import CodeOnTheHub
+from .remote_code import CheckpointMixin
 from .segmentation_head import ClassHead, SegmentationHead
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedTransformerDecoder
@@ -99,7 +99,7 @@ TRANSFORMER_DECODERS = {"detr": _detr, "masked": _masked}
 HEADS: dict[str | None, type[ClassHead]] = {"masked": ClassHead}
 
 
-class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
+class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config_class = MaskFormerHfConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
