@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 import maskformer_hf
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
-from maskformer_hf.models import auto_classes, remote_code
+from maskformer_hf.models import auto_classes, parts, remote_code
 
 MODEL, PROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -143,6 +143,21 @@ def test_a_class_from_elsewhere_is_not_passed_off_as_ours(tiny_model, tmp_path):
         assert MaskFormerForUniversalSegmentation._auto_class is None
     finally:
         OwnModel._auto_class = None
+
+
+def test_a_part_from_outside_is_named_once(tiny_model, tmp_path, caplog):
+    parts.register("class_head", "elsewhere", parts.part_of("class_head", "linear"), exist_ok=True)
+    try:
+        config = MaskFormerConfig.from_dict({**tiny_model.config.to_dict(), "class_head": "elsewhere"})
+        for folder in ("first", "second"):
+            config.save_pretrained(tmp_path / folder)
+        [warning] = warnings(caplog)
+        assert "class_head='elsewhere', which was registered from outside" in warning
+        MaskFormerForUniversalSegmentation(config).save_pretrained(tmp_path / "without", with_code=False)
+        assert len(warnings(caplog)) == 1
+        assert type(config).from_pretrained(tmp_path / "first").class_head == "elsewhere"
+    finally:
+        del parts._TABLE["class_head"]["elsewhere"]
 
 
 def test_bundled_checkpoints_have_no_code():

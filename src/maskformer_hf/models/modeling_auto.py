@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .auto_classes import IMAGE_PROCESSOR, MODEL_REFERENCES, PROCESSORS, VIDEO_PROCESSOR, class_of
+from .auto_classes import IMAGE_PROCESSOR, MODEL_REFERENCES, PROCESSORS, class_of
 from .modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from .transformers_layout import MODEL_TYPES
 
@@ -23,7 +23,7 @@ def processor_class_of(config: PreTrainedConfig) -> Any:
 
 def sees_clips(config: PreTrainedConfig) -> bool:
     """Whether a model of this configuration takes clips of several frames, not images."""
-    return PROCESSORS.get(config.model_type) is VIDEO_PROCESSOR
+    return config.kind == "clip"  # pyrefly: ignore[missing-attribute]
 
 
 def model_class_of(source: Any) -> Any:

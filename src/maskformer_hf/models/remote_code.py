@@ -8,7 +8,7 @@ package is imported its own classes are taken and not those of the folder, and n
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, PushToHubMixin
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, PushToHubMixin, logging
 
 from .auto_classes import CLASS_NAMES, MODELS, PROCESSORS
+
+logger: Any = logging.get_logger(__name__)
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 # Where this code lies, with its siblings: the package, or the folder of transformers' cache that it was loaded from.
@@ -72,6 +74,10 @@ class CheckpointMixin(PushToHubMixin):
     def complete_folder(self, folder: Path):
         """Change what transformers has written into `folder`, if a class needs to. May run twice in one save."""
 
+    def parts_without_code(self) -> Sequence[str]:
+        """What was registered from outside and is used: its code does not travel."""
+        return ()
+
     def _finish(self, folder: str | Path) -> set[str]:
         self.complete_folder(Path(folder))
         # FSDP makes a subclass of its own. Any other subclass is not what `auto_map` would load.
@@ -79,6 +85,11 @@ class CheckpointMixin(PushToHubMixin):
             return set()
         name = PROCESSOR if isinstance(self, ImageProcessingMixin) else CONFIG
         if _saving_with_code.get():
+            for part in self.parts_without_code():
+                logger.warning_once(
+                    f"The saved folder carries the code of this package, but not that of {part}, which was registered "
+                    "from outside: the folder loads only where that has been registered."
+                )
             return _add_code(Path(folder), name)
         _set_auto_map(Path(folder) / name, {})
         return set()
