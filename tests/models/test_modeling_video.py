@@ -17,7 +17,7 @@ from test_modeling import (
 )
 from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
-from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerHfVideoModel
+from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerVideoModel
 from maskformer_hf import MaskFormerForVideoSegmentation as Model
 from maskformer_hf import MaskFormerVideoConfig as Config
 from maskformer_hf.conversion.to_transformers import to_transformers
@@ -107,7 +107,7 @@ class TestVideo(Mask2FormerContract):
         shared.save_pretrained(tmp_path)
         assert model_class_of(tmp_path) is Model
         assert isinstance(AutoConfig.from_pretrained(tmp_path), Config)
-        assert isinstance(AutoModel.from_pretrained(tmp_path), MaskFormerHfVideoModel)
+        assert isinstance(AutoModel.from_pretrained(tmp_path), MaskFormerVideoModel)
         again, info = AutoModelForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
         assert isinstance(again, Model)
         assert not any(info.values())
