@@ -12,13 +12,13 @@ from io import BytesIO
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from loopback import NAME, ROUTES, LoopbackHub
 from PIL import Image
-from results import unpack_mask
 from safetensors.torch import load
 
 from maskformer_hf import hub as sharing
 from maskformer_hf.models import remote_code
+from tests.hub.loopback import NAME, ROUTES, LoopbackHub
+from tests.hub.results import unpack_mask
 
 pytestmark = pytest.mark.slow
 
