@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from maskformer_hf.data import SemanticFolder, class_map
 from maskformer_hf.export import LOGITS, export_checkpoint, onnx_session, run_session
-from maskformer_hf.inference import load
+from maskformer_hf.inference.load import load
 from maskformer_hf.metrics import MeanIoU
 from maskformer_hf.training.evaluation import check_classes
 

@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 import maskformer_hf
 from builders import tiny_transformers_config
 from layouts import LAYOUTS
-from maskformer_hf import inference
 from maskformer_hf.cli import app
-from maskformer_hf.conversion.detectron2 import read_checkpoint
+from maskformer_hf.conversion.safe_reader import read_checkpoint
 from maskformer_hf.data import FORMATS, open_dataset
+from maskformer_hf.inference import load
 from maskformer_hf.models.modeling_maskformer import PIXEL_DECODERS
 from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe, read_recipe
@@ -89,7 +89,7 @@ def workplace(tmp_path, monkeypatch, tiny_checkpoint) -> Iterator[Path]:
         # Not trained yet in this copy of the repository: random weights will do to run the code.
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "street").symlink_to(tiny_checkpoint)
-        monkeypatch.setattr(inference, "CHECKPOINTS", tmp_path / "checkpoints")
+        monkeypatch.setattr(load, "CHECKPOINTS", tmp_path / "checkpoints")
     yield tmp_path
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -22,19 +22,15 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"hub", "training", "conversion", "export", "visualize", "inference", "pipeline", "video"},
-    {"presets", "model_card", "tiles", "video_files"},
-    {"data", "metrics", "models"},
+    {"hub", "training", "conversion", "export"},
+    {"inference", "visualize"},
+    {"presets", "model_card"},
+    {"data", "metrics"},
+    {"models"},
 ]
-# Parts of one layer that know each other: pictures and the pipeline are made of predictions, and `load` reads a
-# checkpoint for whoever measures it.
-SIDEWAYS = {("visualize", "inference"), ("pipeline", "inference"), ("training", "inference"), ("__main__", "cli")}
-# What is uploaded is loaded first, and has a picture. Training may start from a file of Detectron2.
-SIDEWAYS |= {("training", "conversion"), ("hub", "inference"), ("hub", "visualize"), ("export", "inference")}
-# What went wrong is shown.
-SIDEWAYS |= {("training", "visualize")}
-# A video is frames, which are read as images are.
-SIDEWAYS |= {("video", "inference"), ("visualize", "video"), ("training", "video"), ("hub", "video")}
+# Parts of one layer that know each other: pictures are made of predictions, and training may start from a file of
+# Detectron2.
+SIDEWAYS = {("visualize", "inference"), ("training", "conversion"), ("__main__", "cli")}
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -80,7 +76,7 @@ def test_the_check_of_the_direction_sees_what_it_should():
     assert {"data", "models"} & imported_parts(source) or "metrics" in imported_parts(
         PACKAGE / "training/evaluation.py"
     )
-    assert "inference" in imported_parts(PACKAGE / "visualize.py")
+    assert "inference" in imported_parts(PACKAGE / "visualize" / "photo.py")
     assert imported_parts(PACKAGE / "models" / "modeling_maskformer.py") == {"models"}
 
 

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import maskformer_hf
-from maskformer_hf import inference
 from maskformer_hf.cli import app
+from maskformer_hf.inference import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def workplace(tmp_path, monkeypatch, tiny_checkpoint) -> Path:
         # Not trained yet in this copy of the repository: random weights will do to run the code.
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "street").symlink_to(tiny_checkpoint)
-        monkeypatch.setattr(inference, "CHECKPOINTS", tmp_path / "checkpoints")
+        monkeypatch.setattr(load, "CHECKPOINTS", tmp_path / "checkpoints")
     return tmp_path
 
 

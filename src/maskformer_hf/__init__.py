@@ -4,11 +4,17 @@ Importing this package registers its models with transformers' Auto classes and 
 """
 
 import sys
+import sysconfig
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inference import Prediction, bundled_checkpoints, load, predict
+    from .inference.load import bundled_checkpoints, load
+    from .inference.pipeline import MaskFormerImageSegmentationPipeline
+    from .inference.predict import predict
+    from .inference.prediction import Prediction
+    from .inference.video import VideoPrediction, predict_video
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
@@ -27,8 +33,6 @@ if TYPE_CHECKING:
     from .models.modeling_video import MaskFormerHfForVideoSegmentation as MaskFormerForVideoSegmentation
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor as MaskFormerVideoProcessor
-    from .pipeline import MaskFormerImageSegmentationPipeline
-    from .video import VideoPrediction, predict_video
     from .visualize import draw_segmentation
 
 __version__: str
@@ -51,19 +55,19 @@ _PUBLIC = {
     "MaskFormerHfVideoModel": ("models.modeling_video", "MaskFormerHfVideoModel"),
     "MaskFormerHfVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
-    "MaskFormerImageSegmentationPipeline": ("pipeline", "MaskFormerImageSegmentationPipeline"),
+    "MaskFormerImageSegmentationPipeline": ("inference.pipeline", "MaskFormerImageSegmentationPipeline"),
     "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
     "MaskFormerVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
     "MaskFormerVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
     "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
     "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
-    "Prediction": ("inference", "Prediction"),
-    "VideoPrediction": ("video", "VideoPrediction"),
-    "bundled_checkpoints": ("inference", "bundled_checkpoints"),
+    "Prediction": ("inference.prediction", "Prediction"),
+    "VideoPrediction": ("inference.video", "VideoPrediction"),
+    "bundled_checkpoints": ("inference.load", "bundled_checkpoints"),
     "draw_segmentation": ("visualize", "draw_segmentation"),
-    "load": ("inference", "load"),
-    "predict": ("inference", "predict"),
-    "predict_video": ("video", "predict_video"),
+    "load": ("inference.load", "load"),
+    "predict": ("inference.predict", "predict"),
+    "predict_video": ("inference.video", "predict_video"),
 }
 
 __all__ = [
@@ -131,6 +135,7 @@ def register() -> None:
         AutoVideoProcessor,
     )
 
+    from .inference.pipeline import register_pipeline
     from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
     from .models.configuration_video import MaskFormerHfVideoConfig
@@ -139,7 +144,6 @@ def register() -> None:
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
-    from .pipeline import register_pipeline
 
     AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
     AutoModel.register(MaskFormerHfConfig, MaskFormerHfModel, exist_ok=True)
@@ -186,16 +190,18 @@ def _check_torchvision() -> None:
 
 
 def _starts_command_line() -> bool:
-    """Whether this process is our own command, which imports torch only once it knows that it needs it."""
-    arguments = sys.orig_argv[1:3]
-    if arguments == ["-m", "maskformer_hf"]:
-        return True
-    if not arguments or not arguments[0].endswith("maskformer"):
-        return False
-    import sysconfig
-    from pathlib import Path
+    """Whether this process is the `maskformer` script or `python -m maskformer_hf`, which register nothing.
 
-    return Path(arguments[0]).resolve() == Path(sysconfig.get_path("scripts"), "maskformer").resolve()
+    Registering takes seconds, because transformers can only be told of classes that are imported already, and
+    `maskformer --help` needs none. Both ways to start import this file before a line of the command runs, so the
+    arguments of the process are all there is to know it by.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":
+        # Python's placeholder while it looks for the module, whose name stands before the arguments.
+        return sys.orig_argv[-len(sys.argv) :][:1] == [__name__]
+    scripts = Path(sysconfig.get_path("scripts")).resolve()
+    return Path(program).stem == "maskformer" and Path(program).resolve().parent == scripts
 
 
 if not _starts_command_line():

@@ -18,11 +18,14 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .inference import Prediction, checkpoint_path, image_size, load, predict, read_image
+from .inference.images import image_size, read_image
+from .inference.load import checkpoint_path, load
+from .inference.predict import predict
+from .inference.prediction import Prediction
+from .inference.video import predict_video
 from .model_card import RECORDS, SAMPLE, SAMPLE_LICENCE, is_written_by_hand, machine_name, write_model_card
 from .models.modeling_auto import sees_clips
 from .models.remote_code import add_code
-from .video import predict_video
 from .visualize import draw_segmentation
 
 PHOTO = Path(__file__).parent / "sample" / "street.jpg"

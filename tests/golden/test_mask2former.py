@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskformer_hf.conversion.detectron2 import tensor_names
-from maskformer_hf.inference import outputs_to_predictions
+from maskformer_hf.conversion.detectron2_names import tensor_names
+from maskformer_hf.inference.prediction import outputs_to_predictions
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 POINT_LOSSES = FIXTURES / "golden" / "point_losses"

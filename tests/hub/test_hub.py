@@ -86,7 +86,7 @@ def test_with_the_package_no_flag_is_needed_and_its_own_classes_load(pushed):
         "maskformer_hf.models.modeling_maskformer",
         "maskformer_hf.models.configuration_maskformer",
         "maskformer_hf.models.image_processing_maskformer",
-        "maskformer_hf.pipeline",
+        "maskformer_hf.inference.pipeline",
     }
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from builders import SIZES, random_model, resnet, tiny_config
-from maskformer_hf.models import mask_losses, matcher
+from maskformer_hf.models import dense_workspace, matcher
+from maskformer_hf.models.at_once import AtOnce
 from maskformer_hf.models.modeling_auto import model_class_of
 from tensors import LargestTensor
 
@@ -328,8 +329,8 @@ class ModelContract(AnyModelContract):
     """Models of queries, which are matched with targets."""
 
     def test_a_step_makes_the_masks_of_one_layer_at_a_time(self, monkeypatch):
-        monkeypatch.setattr(matcher, "CHUNK", (2**14, 2**14))
-        monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**14)
+        monkeypatch.setattr(matcher, "VALUES_AT_ONCE", AtOnce(2**14, 2**14))
+        monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(2**14, 2**14))
         model = self.model(num_queries=100, decoder_layers=3).train()
         with LargestTensor() as largest:
             outputs = model(self.images(128, 192), **self.targets(128, 192))

@@ -8,9 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data import SegmentationDataset
-from ..inference import Model, Prediction, predict
+from ..inference.load import Model
+from ..inference.predict import predict
+from ..inference.prediction import Prediction
+from ..inference.video import predict_video
 from ..models.modeling_auto import sees_clips
-from ..video import predict_video
 from ..visualize import (
     PANEL_COLOR,
     TEXT_COLOR,

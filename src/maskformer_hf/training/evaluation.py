@@ -17,12 +17,15 @@ from ..data import (
     SegmentationDataset,
     Task,
     VideoDataset,
+    as_task,
     class_map,
     open_dataset,
     videos_in,
 )
-from ..data.views import as_task
-from ..inference import Model, Prediction, check_task, checkpoint_path, forward_batch, load, predict
+from ..inference.batches import forward_batch
+from ..inference.load import Model, checkpoint_path, load
+from ..inference.predict import check_task, predict
+from ..inference.prediction import Prediction
 from ..metrics import BoundaryAP, BoundaryIoU, MaskAP, MeanIoU, PanopticQuality
 from ..metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
 from ..models.modeling_auto import sees_clips

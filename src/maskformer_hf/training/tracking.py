@@ -13,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
 from ..data import SegmentationDataset
-from ..inference import Model
+from ..inference.load import Model
 from .arguments import Recipe
 from .comparison import draw_comparisons
 

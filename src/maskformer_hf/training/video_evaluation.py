@@ -8,11 +8,12 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data import VideoDataset
-from ..inference import Model, predict
+from ..inference.load import Model
+from ..inference.predict import predict
+from ..inference.video import link_objects, predict_video
 from ..metrics import RegionSimilarity, VideoAP
 from ..models.modeling_auto import sees_clips
 from ..models.video_processing_maskformer import encode_seen
-from ..video import link_objects, predict_video
 
 NUM_OBJECTS = 10
 """Of a window, or a frame, as in Mask2Former-VIS."""

@@ -1,0 +1,160 @@
+"""Plans of inference: which views of an image the model sees, and how they are put together to one result.
+
+Each image gets a plan of its own. The plan yields its views, receives the outputs of each, and makes the result when it
+has them all. Views of many images run in one batch where their padded sizes agree, so a plan never sees a batch. What
+it merges is its own choice: finished results, as `tiles` does, or scores.
+
+A plan is one file: a class as `Plan` below, and a line that registers what makes it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .batches import Inputs, forward_batch
+from .images import ReadImage, crop_image, image_size
+from .load import Model
+from .prediction import Prediction, outputs_to_predictions
+from .tiles import TileMerger
+from .windows import Tiling, scale_windows, tile_windows
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of one image.
+
+    Attributes:
+        image: As `read_image` gives it.
+        size: Height and width of the result.
+        options: How outputs become a result.
+        tiling: Size and overlap of tiles in pixels of the image.
+    """
+
+    model: Model
+    processor: MaskFormerHfImageProcessor
+    image: ReadImage
+    size: tuple[int, int]
+    options: dict[str, Any]
+    tiling: Tiling
+
+
+class View(NamedTuple):
+    """What runs through the model once.
+
+    inputs: Of the image processor, for a batch of one.
+    forward: Runs views of one padded size that have the same `forward`, and returns a `ModelOutput`. The default is the
+        whole model; a plan that encodes some views only, or decodes queries once for all of them, brings its own.
+    """
+
+    inputs: Inputs
+    forward: Callable[[Model, Sequence[Inputs]], Any] = forward_batch
+
+
+class Plan(Protocol):
+    """How one image is seen.
+
+    Attributes:
+        num_views: How many views there are.
+        unit: What a view is called where progress is shown.
+    """
+
+    num_views: int
+    unit: str
+
+    def views(self) -> Iterator[View]:
+        """The views, made one at a time as they are asked for."""
+        ...
+
+    def add(self, number: int, outputs: Any) -> None:
+        """Receives the outputs of one view, with a batch dimension of 1. `number` counts the views from 0; batches may
+        end in another order."""
+        ...
+
+    def result(self) -> Prediction:
+        """The result of the image. It is asked for once, when the outputs of all views are there."""
+        ...
+
+
+class Whole:
+    """One view: the image as it is."""
+
+    num_views = 1
+    unit = "image"
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def views(self) -> Iterator[View]:
+        yield View(self.request.processor.preprocess([self.request.image], return_tensors="pt"))
+
+    def add(self, number: int, outputs: Any) -> None:
+        request = self.request
+        [self._result] = outputs_to_predictions(request.model, outputs, [request.size], **request.options)
+
+    def result(self) -> Prediction:
+        return self._result
+
+
+class Tiles:
+    """Overlapping tiles, each with a result of its own; the results are merged (`TileMerger`).
+
+    The processor treats each tile as a photo of its own, so the tiles of a photo of any size come at one scale. Memory
+    does not grow with the number of tiles.
+    """
+
+    unit = "tile"
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        size = image_size(request.image, request.model.config.num_channels)
+        self.windows = tile_windows(size, request.tiling.size, request.tiling.overlap)
+        self.num_views = len(self.windows)
+        self.targets = scale_windows(self.windows, size, request.size)
+        options = request.options
+        stuff = options.get("label_ids_to_fuse")
+        self.merger = TileMerger(
+            options["task"], self.targets, (request.model.config.label_ids_to_fuse or ()) if stuff is None else stuff
+        )
+
+    def views(self) -> Iterator[View]:
+        request = self.request
+        for window in self.windows:
+            tile = crop_image(request.image, window, request.model.config.num_channels)
+            yield View(request.processor.preprocess([tile], return_tensors="pt"))
+
+    def add(self, number: int, outputs: Any) -> None:
+        request = self.request
+        [tile] = outputs_to_predictions(request.model, outputs, [self.targets[number].size], **request.options)
+        self.merger.add(number, tile)
+
+    def result(self) -> Prediction:
+        return self.merger.result()
+
+
+def tiles(request: Request) -> Plan:
+    """Tiles, or the whole image where one tile covers it.
+
+    Raises:
+        ValueError: There is no size of tiles.
+    """
+    if not request.tiling.size:
+        raise ValueError("The plan 'tiles' needs `tile_size`, the side of a tile in pixels: this checkpoint has none.")
+    plan = Tiles(request)
+    return plan if plan.num_views > 1 else Whole(request)
+
+
+PLANS: dict[str, Callable[[Request], Plan]] = {"whole": Whole, "tiles": tiles}
+
+
+def make_plan(name: str | None, request: Request) -> Plan:
+    """The plan of this name for an image. None is tiles where there is a size of tiles, and else the whole image.
+
+    Raises:
+        ValueError: No such plan.
+    """
+    if name is None:
+        name = "tiles" if request.tiling.size else "whole"
+    if name not in PLANS:
+        raise ValueError(f"`plan` must be one of {list(PLANS)}, got {name!r}.")
+    return PLANS[name](request)

@@ -1,0 +1,179 @@
+"""From photos to segments: `predict`."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+
+import torch
+from tqdm import tqdm
+
+from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..models.configuration_video import MaskFormerHfVideoConfig
+from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .batches import evaluation_mode, padded_size, same_size_batches, slice_outputs
+from .images import ImageInput, ReadImage, image_size, read_image
+from .load import Model
+from .plans import Plan, Request, View, make_plan
+from .prediction import TASKS, Prediction, Task
+from .windows import Tiling
+
+
+class PredictOptions(TypedDict, total=False):
+    """How outputs become segments. What is not given, or None, is as the checkpoint says.
+
+    threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
+    mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
+    overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
+    label_ids_to_fuse: Stuff classes, one panoptic segment each.
+    max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
+        number of queries if that is larger.
+    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, which travels with a
+        checkpoint, and unless set never cuts.
+    tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
+        complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
+    """
+
+    threshold: float | None
+    mask_threshold: float | None
+    overlap_mask_area_threshold: float | None
+    label_ids_to_fuse: Collection[int] | None
+    max_instances: int | None
+    tile_size: int | None
+    tile_overlap: int | None
+
+
+@torch.inference_mode()
+def predict(
+    model: Model,
+    processor: MaskFormerHfImageProcessor,
+    images: ImageInput | Iterable[ImageInput],
+    *,
+    task: Task | None = None,
+    batch_size: int = 1,
+    target_sizes: Literal["original"] | Sequence[tuple[int, int]] = "original",
+    plan: str | None = None,
+    progress: bool = False,
+    **options: Unpack[PredictOptions],
+) -> list[Prediction]:
+    """Segment photos of any sizes, in the given order. An image gives the same answer alone or in company.
+
+    Images are read as they are needed; at most `batch_size` of each padded size are in memory. A photo larger than
+    `tile_size` is cut into overlapping tiles, whose results become one result of the photo.
+
+    Args:
+        images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
+        task: What the checkpoint was trained for (`config.task`) if None.
+        batch_size: Images, or tiles, that run together.
+        target_sizes: The size of the photo, or a (height, width) for each image.
+        plan: How the model sees a photo: "whole" or "tiles"; if None, "tiles" where there is a `tile_size`.
+        progress: Show a progress bar: of the images if there are several, and of the tiles of each.
+        options: See [`PredictOptions`].
+
+    Raises:
+        ValueError: An image that cannot be read, fewer `target_sizes` than images, an unknown task, plan or option.
+    """
+    single = isinstance(images, ImageInput)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    result_options = {"task": check_task(task, model), **_result_options(options)}
+    tiling = Tiling.of(processor, options.get("tile_size"), options.get("tile_overlap"))
+    sources: Any = [images] if single else images
+    requests = (
+        Request(model, processor, image, size, result_options, tiling)
+        for image, size in _read_images(
+            tqdm(sources, desc="Segmenting", unit="image", disable=not progress or single),
+            target_sizes,
+            model.config.num_channels,
+        )
+    )
+    with evaluation_mode(model):
+        return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
+
+
+def _read_images(
+    sources: Iterable[ImageInput], target_sizes: Literal["original"] | Sequence[tuple[int, int]], num_channels: int
+) -> Iterator[tuple[ReadImage, tuple[int, int]]]:
+    """Images, and the height and width of their results."""
+    for index, source in enumerate(sources):
+        image = read_image(source, num_channels)
+        size = image_size(image, num_channels)
+        if target_sizes != "original":
+            if index >= len(target_sizes):
+                raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")
+            height, width = target_sizes[index]
+            size = (int(height), int(width))
+        yield image, size
+
+
+class _Waiting(NamedTuple):
+    """A view that waits for a batch."""
+
+    image: int
+    plan: Plan
+    number: int
+    view: View
+
+    @property
+    def batch_key(self) -> Any:
+        return self.view.forward, padded_size(self.view.inputs)
+
+
+def _run(model: Model, plans: Iterable[Plan], batch_size: int, progress: bool, leave: bool) -> list[Prediction]:
+    """The results of the plans, in their order."""
+    missing: dict[int, int] = {}
+    results: dict[int, Prediction] = {}
+
+    def views() -> Iterator[_Waiting]:
+        for image, plan in enumerate(plans):
+            missing[image] = plan.num_views
+            bar = tqdm(
+                plan.views(),
+                desc=f"{plan.unit.capitalize()}s",
+                total=plan.num_views,
+                unit=plan.unit,
+                leave=leave,
+                disable=not progress or plan.num_views == 1,
+            )
+            for number, view in enumerate(bar):
+                yield _Waiting(image, plan, number, view)
+
+    for batch in same_size_batches(views(), lambda item: item.batch_key, batch_size):
+        outputs = batch[0].view.forward(model, [item.view.inputs for item in batch])
+        for position, item in enumerate(batch):
+            item.plan.add(item.number, slice_outputs(outputs, position))
+            missing[item.image] -= 1
+            if not missing[item.image]:
+                results[item.image] = item.plan.result()
+    return [results[image] for image in range(len(results))]
+
+
+def _result_options(options: PredictOptions) -> dict[str, Any]:
+    """Those of the options that say how outputs become a result.
+
+    Raises:
+        ValueError: An option that there is not.
+    """
+    names = PredictOptions.__annotations__
+    for name in options:
+        if name not in names:
+            raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
+    tiling = ("tile_size", "tile_overlap")
+    return {name: value for name, value in options.items() if value is not None and name not in tiling}
+
+
+def check_task(task: str | None, model: Model) -> Task:
+    """The task, or the one the model was trained for if None.
+
+    Raises:
+        ValueError: No such task, or a model that cannot do it.
+    """
+    if model.config.model_type == MaskFormerHfVideoConfig.model_type:
+        raise ValueError("This is a model of videos: use `maskformer_hf.predict_video`, with one frame for an image.")
+    task = model.config.task if task is None else task
+    if model.config.model_type == MaskFormerHfPerPixelConfig.model_type and task != "semantic":
+        raise ValueError(
+            f"A per-pixel baseline gives every pixel a class and knows no segments: `task` must be 'semantic', got "
+            f"{task!r}."
+        )
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {list(TASKS)}, got {task!r}.")
+    return task
