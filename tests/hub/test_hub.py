@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from loopback import NAME, ROUTES, LoopbackHub
 from PIL import Image
-from results import unpack_mask
 from safetensors.torch import load
 
 from maskformer_hf import hub as sharing
 from maskformer_hf.models import auto_classes
+from tests.hub.loopback import NAME, ROUTES, LoopbackHub
+from tests.hub.results import unpack_mask
 
 pytestmark = pytest.mark.slow
 
