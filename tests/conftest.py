@@ -6,42 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
+from builders import random_model, resnet, tiny_config
+from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
 
 ROOT = Path(__file__).parent.parent
+# The first two are stuff.
 LABELS = ("sky", "road", "car", "person")
-
-
-def tiny_config(**fields) -> MaskFormerConfig:
-    """A model of some ten thousand weights: four classes, of which the first two are stuff."""
-    backbone = {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 12, 16, 24],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    }
-    defaults = {
-        "backbone_config": backbone,
-        "feature_size": 32,
-        "mask_feature_size": 32,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "ffn_dim": 32,
-        "decoder_layers": 2,
-        "num_queries": 12,
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {label: index for index, label in enumerate(LABELS)},
-        "label_ids_to_fuse": [0, 1],
-    }
-    return MaskFormerConfig(**{**defaults, **fields})
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> MaskFormerForUniversalSegmentation:
     """Random weights, but queries that are sure of their class and masks with clear outlines. Read only."""
-    torch.manual_seed(0)
-    model = MaskFormerForUniversalSegmentation(tiny_config()).eval()
+    sizes = {"backbone_config": resnet(8, 12, 16, 24), "mask_feature_size": 32, "ffn_dim": 32, "num_queries": 12}
+    model = random_model(tiny_config(labels=LABELS, label_ids_to_fuse=[0, 1], **sizes))
     with torch.no_grad():
         # Untrained, every class has about the same probability and no query passes a threshold.
         model.head.class_predictor.weight.mul_(12)

@@ -25,6 +25,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import maskformer_hf
+from builders import tiny_transformers_config
 from layouts import LAYOUTS
 from maskformer_hf.cli import app
 from maskformer_hf.conversion.safe_reader import read_checkpoint
@@ -129,13 +130,7 @@ def hub(monkeypatch):
 def released(workplace) -> None:
     """Tiny models under the names of released ones: of transformers on the Hub, and of the original's model zoo."""
     names = [name for name, _, _ in class_names("ade20k_150")]
-    swin = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-    decoder = {"model_type": "detr", "d_model": 32, "decoder_attention_heads": 4, "decoder_ffn_dim": 32}
-    config = transformers.MaskFormerConfig(
-        backbone_config={"model_type": "swin", **swin, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
-        decoder_config={**decoder, "decoder_layers": 2, "num_queries": 8},
-        fpn_feature_size=32,
-        mask_feature_size=16,
+    config = tiny_transformers_config(
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from builders import resnet
 from maskformer_hf import MaskFormerForVideoSegmentation, MaskFormerVideoConfig, MaskFormerVideoProcessor
 from maskformer_hf.cli import app
 
@@ -21,9 +22,8 @@ NUM_FRAMES, HEIGHT, WIDTH = 5, 41, 63
 def checkpoint(tmp_path_factory) -> Path:
     """Random weights, which are sure of their classes."""
     torch.manual_seed(0)
-    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
     config = MaskFormerVideoConfig(
-        backbone_config={**backbone, "layer_type": "basic"},
+        backbone_config=resnet(8, 8, 8, 8),
         feature_size=32,
         mask_feature_size=16,
         hidden_size=16,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders import resnet, swin
 from maskformer_hf.conversion.architecture import infer_config
 from maskformer_hf.conversion.detectron2_config import config_from_detectron2
 from maskformer_hf.conversion.preset_matching import differences, matching_preset, same_size_presets
@@ -53,21 +54,8 @@ TINY = {
     "num_queries": 9,
     "num_labels": 5,
 }
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [16, 24, 32, 40],
-    "depths": [1, 2, 1, 3],
-}
-SWIN = {
-    "model_type": "swin",
-    "image_size": 64,
-    "embed_dim": 16,
-    "depths": [1, 2, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 5,
-    "mlp_ratio": 3.0,
-}
+RESNET = resnet(16, 24, 32, 40, depths=(1, 2, 1, 3), layer_type="bottleneck")
+SWIN = swin(16, depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4), window_size=5, image_size=64, mlp_ratio=3.0)
 
 
 def model_of(config: MaskFormerHfConfig, device: str = "cpu"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders import resnet, swin
 from maskformer_hf import (
     MaskFormerConfig,
     MaskFormerVideoConfig,
@@ -27,16 +28,9 @@ SIZES = {
     "num_queries": 9,
     "num_labels": 5,
 }
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 3]}
+RESNET = resnet(16, 24, 32, 40, depths=(1, 2, 1, 3), layer_type="bottleneck")
 RESNET_C = {**RESNET, "stem_type": "deep", "multi_grid": [1, 2, 4]}
-SWIN = {
-    "model_type": "swin",
-    "image_size": 64,
-    "embed_dim": 16,
-    "depths": [1, 2, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 5,
-}
+SWIN = swin(16, depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4), window_size=5, image_size=64)
 CONFIGS = {
     "resnet": MaskFormerConfig(**{**SIZES, "backbone_config": RESNET}),
     "R101c": MaskFormerConfig(**{**SIZES, "backbone_config": RESNET_C}),

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 from transformers.models.mask2former import modeling_mask2former
 
+from builders import convnext, resnet, swin, timm_backbone
 from maskformer_hf import (
     MaskFormerConfig,
     MaskFormerForUniversalSegmentation,
@@ -27,15 +28,8 @@ from maskformer_hf.conversion.to_transformers import (
 )
 from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS, MASK2FORMER_PARTS, WEIGHT_NAMES
 
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 1, 1]}
-SWIN = {
-    "model_type": "swin",
-    "image_size": 64,
-    "embed_dim": 16,
-    "depths": [1, 1, 2, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 4,
-}
+RESNET = resnet(16, 24, 32, 48, depths=(1, 2, 1, 1), layer_type="bottleneck")
+SWIN = swin(16, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=4, image_size=64)
 # Their Mask2Former, with sizes of which no two are the same.
 MASK2FORMER = {
     **MASK2FORMER_PARTS,
@@ -61,8 +55,8 @@ BACKBONES = {
     "resnet with strides in its 1x1 convolutions": {**RESNET, "downsample_in_bottleneck": True},
     "swin": SWIN,
     "swin without biases": {**SWIN, "qkv_bias": False, "mlp_ratio": 2.0},
-    "convnext": {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
-    "timm": {"model_type": "timm_backbone", "backbone": "resnet18", "use_pretrained_backbone": False},
+    "convnext": convnext(),
+    "timm": timm_backbone("resnet18", use_pretrained_backbone=False),
 }
 MODELS |= {name: {"backbone_config": backbone} for name, backbone in BACKBONES.items()}
 

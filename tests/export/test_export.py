@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from builders import swin, timm_backbone
 from maskformer_hf import (
     MaskFormerConfig,
     MaskFormerForUniversalSegmentation,
@@ -25,16 +26,7 @@ from maskformer_hf.models.post_processing import image_geometries, semantic_segm
 from maskformer_hf.presets import MASK2FORMER
 
 onnx = pytest.importorskip("onnx")
-SWIN = {
-    "model_type": "swin",
-    "image_size": 32,
-    "embed_dim": 8,
-    "depths": [1, 1, 1, 2],
-    "num_heads": [1, 1, 2, 2],
-    "window_size": 3,
-    "drop_path_rate": 0.0,
-}
-TIMM = {"model_type": "timm_backbone", "backbone": "test_efficientnet"}
+SWIN, TIMM = swin(drop_path_rate=0.0), timm_backbone()
 # (batch, height, width); one cell a side at stride 32 more than one is the least.
 SIZES = [(1, 64, 96), (1, 33, 40), (3, 97, 131), (2, 224, 160)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from builders import STAGES, resnet, tiny_transformers_config
 from maskformer_hf import hub
 from maskformer_hf.model_card import MARK, write_model_card
 from maskformer_hf.training.arguments import read_recipe
@@ -179,20 +180,11 @@ def test_a_card_written_by_hand_is_kept(trained, tmp_path):
 
 
 def test_a_checkpoint_of_transformers_is_translated(tmp_path):
-    from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
+    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
 
     from maskformer_hf import load
 
-    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
-    detr = {"model_type": "detr", "d_model": 32, "decoder_layers": 1, "encoder_layers": 0, "num_queries": 5}
-    detr |= {"decoder_attention_heads": 2, "encoder_attention_heads": 2, "decoder_ffn_dim": 16, "encoder_ffn_dim": 16}
-    config = MaskFormerConfig(
-        fpn_feature_size=32,
-        mask_feature_size=32,
-        backbone_config={**backbone, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
-        decoder_config=detr,
-        num_labels=3,
-    )
+    config = tiny_transformers_config(backbone_config=resnet(8, 8, 8, 8, out_features=STAGES))
     MaskFormerForInstanceSegmentation(config).save_pretrained(tmp_path / "theirs")
     MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "theirs")
     hub.prepare_repository(tmp_path / "theirs", tmp_path / "ours", "me/ours")

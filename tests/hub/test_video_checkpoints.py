@@ -9,30 +9,19 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from builders import tiny_config
 from maskformer_hf import load
 from maskformer_hf.export import export_checkpoint
 from maskformer_hf.hub import measure_speed, prepare_repository
 from maskformer_hf.model_card import write_model_card
-from maskformer_hf.models.configuration_video import MaskFormerHfVideoConfig
 from maskformer_hf.models.modeling_video import MaskFormerHfForVideoSegmentation
 from maskformer_hf.models.video_processing_maskformer import MaskFormerHfVideoProcessor
-
-BACKBONE = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 12, 16, 24],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    widths = {"feature_size": 32, "mask_feature_size": 32, "hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 32}
-    config = MaskFormerHfVideoConfig(
-        backbone_config=BACKBONE, **widths, encoder_layers=1, decoder_layers=3, num_queries=5, id2label={0: "a", 1: "b"}
-    )
+    config = tiny_config("video", decoder_layers=3, id2label={0: "a", 1: "b"})
     folder = tmp_path_factory.mktemp("video") / "clips"
     MaskFormerHfForVideoSegmentation(config).save_pretrained(folder)
     MaskFormerHfVideoProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import maskformer_hf
+from builders import STAGES, resnet, tiny_transformers_config
 from maskformer_hf import bundled_checkpoints, load, predict
 from maskformer_hf.models.post_processing import image_geometries, semantic_scores
 
@@ -247,26 +248,9 @@ def test_half_precision_finds_about_the_same(tiny_checkpoint, photos, dtype):
 
 
 def test_a_checkpoint_of_transformers_is_loaded(tmp_path, photos):
-    from transformers import (
-        DetrConfig,
-        MaskFormerConfig,
-        MaskFormerForInstanceSegmentation,
-        MaskFormerImageProcessor,
-        ResNetConfig,
-    )
+    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
 
-    config = MaskFormerConfig(
-        backbone_config=ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic",
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        decoder_config=DetrConfig(
-            d_model=32, decoder_layers=1, decoder_ffn_dim=32, decoder_attention_heads=2, num_queries=5
-        ),
-        fpn_feature_size=32,
-        mask_feature_size=32,
-        id2label={0: "a", 1: "b"},
-    )  # fmt: skip
+    config = tiny_transformers_config(backbone_config=resnet(8, 8, 8, 8, out_features=STAGES))
     MaskFormerForInstanceSegmentation(config).save_pretrained(tmp_path)
     MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(tmp_path)
     model, processor = load(tmp_path, "cpu")

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import ImageSegmentationPipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from builders import tiny_transformers_config
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageSegmentationPipeline, predict, register
 from maskformer_hf.inference.pipeline import register_pipeline
 
@@ -142,27 +143,10 @@ def test_paths_and_half_precision(tiny_checkpoint, photo_paths):
 @pytest.fixture(scope="module")
 def transformers_checkpoint(tmp_path_factory):
     """A tiny model of transformers' own MaskFormer."""
-    from transformers import (
-        DetrConfig,
-        MaskFormerConfig,
-        MaskFormerForInstanceSegmentation,
-        MaskFormerImageProcessor,
-        SwinConfig,
-    )
+    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
 
     folder = tmp_path_factory.mktemp("stock")
-    config = MaskFormerConfig(
-        backbone_config=SwinConfig(
-            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2, image_size=32,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        decoder_config=DetrConfig(
-            d_model=32, decoder_layers=1, decoder_ffn_dim=32, decoder_attention_heads=2, num_queries=5
-        ),
-        fpn_feature_size=32,
-        mask_feature_size=32,
-        id2label={0: "a", 1: "b"},
-    )  # fmt: skip
+    config = tiny_transformers_config()
     MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
     MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
     return folder

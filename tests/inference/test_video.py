@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from builders import tiny_config
 from maskformer_hf import (
     MaskFormerForVideoSegmentation,
     MaskFormerVideoConfig,
@@ -176,19 +177,7 @@ def test_overlap_of_tubes():
 
 def test_a_real_model_and_its_folder(tmp_path):
     torch.manual_seed(0)
-    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
-    config = MaskFormerVideoConfig(
-        backbone_config={**backbone, "layer_type": "basic"},
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_size=32,
-        num_attention_heads=4,
-        ffn_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=6,
-        num_labels=3,
-    )
+    config = tiny_config("video", num_queries=6)
     MaskFormerForVideoSegmentation(config).save_pretrained(tmp_path)
     MaskFormerVideoProcessor(size={"shortest_edge": 40, "longest_edge": 64}).save_pretrained(tmp_path)
     model, processor = load(tmp_path, device="cpu")

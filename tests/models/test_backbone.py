@@ -7,19 +7,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from builders import convnext, resnet, swin, timm_backbone
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
 from maskformer_hf.models.backbone import STRIDES, Backbone, FrozenBatchNorm2d, adapt_input_channels
 
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 2]}
-SWIN = {
-    "model_type": "swin",
-    "image_size": 32,
-    "embed_dim": 16,
-    "depths": [1, 1, 1, 2],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 4,
-}
-CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+RESNET = resnet(16, 24, 32, 40, depths=(1, 1, 1, 2), layer_type="bottleneck")
+SWIN = swin(16, num_heads=(1, 2, 2, 4), window_size=4)
+CONVNEXT = convnext()
 BACKBONES = {
     "resnet": RESNET,
     "resnet_basic": {**RESNET, "layer_type": "basic"},
@@ -28,9 +22,9 @@ BACKBONES = {
     "swin_absolute": {**SWIN, "use_absolute_embeddings": True},
     "convnext": CONVNEXT,
     # timm's three kinds of extractors: without its end, a flat list of stages, and the latter with channels last.
-    "timm_efficientnet": {"model_type": "timm_backbone", "backbone": "test_efficientnet"},
-    "timm_convnext": {"model_type": "timm_backbone", "backbone": "test_convnext"},
-    "timm_mambaout": {"model_type": "timm_backbone", "backbone": "mambaout_femto"},
+    "timm_efficientnet": timm_backbone("test_efficientnet"),
+    "timm_convnext": timm_backbone("test_convnext"),
+    "timm_mambaout": timm_backbone("mambaout_femto"),
 }
 SMALL = {
     "feature_size": 32,
@@ -119,7 +113,7 @@ def test_channels_last_are_told_from_a_map_as_wide_as_its_channels():
 @pytest.mark.parametrize(
     "backbone_config",
     [
-        {"model_type": "timm_backbone", "backbone": "test_vit", "out_indices": [0, 1, 2, 3]},
+        timm_backbone("test_vit", out_indices=[0, 1, 2, 3]),
         # Its first stage ends at stride 8.
         {"model_type": "focalnet", "embed_dim": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
     ],
@@ -131,7 +125,7 @@ def test_other_strides_are_refused(backbone_config):
 
 
 def test_dilation_in_place_of_the_last_stride():
-    config = {"model_type": "timm_backbone", "backbone": "test_efficientnet", "output_stride": 16}
+    config = timm_backbone("test_efficientnet", output_stride=16)
     backbone = build(config)
     assert backbone.strides == (4, 8, 16, 16)
     with torch.no_grad():

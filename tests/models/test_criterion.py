@@ -11,6 +11,7 @@ from torch import multiprocessing
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from builders import resnet
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
 from maskformer_hf.models import mask_losses
 from maskformer_hf.models.criterion import Criterion, dice_loss, focal_loss
@@ -411,9 +412,8 @@ def test_a_compiled_model_trains(mask_loss):
 
 def tiny_model() -> MaskFormerForUniversalSegmentation:
     torch.manual_seed(0)
-    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
     config = MaskFormerConfig(
-        backbone_config={"model_type": "resnet", **backbone},
+        backbone_config=resnet(8, 8, 16, 16),
         feature_size=32,
         mask_feature_size=16,
         hidden_size=16,

@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, DetrConfig
 
+from builders import resnet
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
-
-TINY_RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ TINY_RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 
         ({"backbone_config": {"depths": [1, 1, 1, 1]}}, "`backbone_config` needs a `model_type`.*got None"),
         ({"backbone_config": {"model_type": "resnet_50"}}, "`backbone_config` needs a `model_type`.*got 'resnet_50'"),
         (
-            {"backbone_config": {"model_type": "resnet", "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1]}},
+            {"backbone_config": resnet(8, 16, 24, depths=(1, 1, 1))},
             "A 'resnet' backbone with 3 stages has too few: the pixel decoder needs 4 feature maps",
         ),
         # Names that would be taken for attributes of the user's own, and change nothing.
@@ -62,7 +61,7 @@ def test_impossible_configurations(fields, message):
 
 
 def test_a_backbone_that_is_told_to_give_too_few_maps():
-    backbone = {**TINY_RESNET, "out_features": ["stage3", "stage4"]}
+    backbone = resnet(8, 12, 16, 24, out_features=["stage3", "stage4"])
     with pytest.raises(ValueError, match=r"gives 2 feature maps \(\[16, 24\] channels\).*needs 4: set `out_features`"):
         MaskFormerModel(MaskFormerConfig(backbone_config=backbone))
 

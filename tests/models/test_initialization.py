@@ -3,19 +3,20 @@
 import pytest
 import torch
 from torch import nn
-from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig
+from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
 
+from builders import STAGES, resnet
 from maskformer_hf import MaskFormerConfig as OurConfig
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerModel
 from maskformer_hf.presets import MASK2FORMER
 
-SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
+SMALL_RESNET = resnet(32, 64, 128, 256, embedding_size=16, layer_type="bottleneck")
 
 
 @pytest.fixture(scope="module")
 def model() -> MaskFormerForUniversalSegmentation:
     torch.manual_seed(0)
-    backbone = {"model_type": "resnet", **SMALL_RESNET, "embedding_size": 64, "stem_type": "deep", "multi_grid": [2]}
+    backbone = {**SMALL_RESNET, "embedding_size": 64, "stem_type": "deep", "multi_grid": [2]}
     config = OurConfig(
         backbone_config=backbone,
         pixel_decoder="transformer_fpn",
@@ -104,9 +105,7 @@ def test_every_weight_of_mask2former():
     """As its code says, by the last parts of each name; the offsets are in test_deformable_attention.py."""
     torch.manual_seed(0)
     fields = {**MASK2FORMER, "encoder_layers": 1, "decoder_layers": 3, "hidden_size": 128, "num_labels": 150}
-    model = MaskFormerForUniversalSegmentation(
-        OurConfig(backbone_config={"model_type": "resnet", **SMALL_RESNET}, **fields)
-    )
+    model = MaskFormerForUniversalSegmentation(OurConfig(backbone_config=SMALL_RESNET, **fields))
     kinds = (
         "packed",
         "xavier",
@@ -182,7 +181,7 @@ def test_convolutions_of_the_backbone(model):
 
 def test_the_model_without_heads_starts_alike():
     torch.manual_seed(0)
-    config = OurConfig(backbone_config={"model_type": "resnet", **SMALL_RESNET}, decoder_layers=1)
+    config = OurConfig(backbone_config=SMALL_RESNET, decoder_layers=1)
     decoder = MaskFormerModel(config).transformer_decoder
     assert decoder.query_position.weight.std().item() == pytest.approx(1, rel=0.02)
     assert_uniform(decoder.layers[0].cross_attn.q_proj.weight, xavier_bound(256, 3 * 256))
@@ -198,12 +197,10 @@ def test_queries_differ_from_the_start():
     torch.manual_seed(0)
     images = torch.randn(1, 3, 64, 96)
     sizes = {"decoder_layers": 3, "dropout": 0.1}
-    ours = MaskFormerForUniversalSegmentation(
-        OurConfig(backbone_config={"model_type": "resnet", **SMALL_RESNET}, num_queries=50, **sizes)
-    )
+    ours = MaskFormerForUniversalSegmentation(OurConfig(backbone_config=SMALL_RESNET, num_queries=50, **sizes))
     theirs = MaskFormerForInstanceSegmentation(
         MaskFormerConfig(
-            backbone_config=ResNetConfig(**SMALL_RESNET, out_features=["stage1", "stage2", "stage3", "stage4"]),
+            backbone_config={**SMALL_RESNET, "out_features": STAGES},
             decoder_config=DetrConfig(num_queries=50, **sizes),
         )
     )

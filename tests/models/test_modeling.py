@@ -9,28 +9,13 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from builders import resnet, swin, timm_backbone
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
 from maskformer_hf.models import mask_losses, matcher
 from maskformer_hf.presets import MASK2FORMER
 from tensors import LargestTensor
 
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-}
-SWIN = {
-    "model_type": "swin",
-    "image_size": 32,
-    "embed_dim": 8,
-    "depths": [1, 1, 1, 2],
-    "num_heads": [1, 1, 2, 2],
-    "window_size": 3,
-    "drop_path_rate": 0.0,
-}
-TIMM = {"model_type": "timm_backbone", "backbone": "test_efficientnet"}
+RESNET, SWIN, TIMM = resnet(), swin(drop_path_rate=0.0), timm_backbone()
 LOGITS = ("class_queries_logits", "masks_queries_logits")
 NUM_LABELS, NUM_QUERIES, NUM_LAYERS, NUM_HEADS, WIDTH = 3, 5, 2, 4, 32
 

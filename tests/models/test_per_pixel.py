@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from builders import convnext, resnet
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, MaskFormerModel
 from maskformer_hf import PerPixelBaseline as Model
 from maskformer_hf import PerPixelBaselineConfig as Config
@@ -17,15 +18,7 @@ from maskformer_hf.models.modeling_auto import MODEL_CLASSES, model_class_of
 from maskformer_hf.models.post_processing import ImageGeometry, per_pixel_scores, per_pixel_segmentation
 from maskformer_hf.training.optimization import parameter_groups
 
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-}
-# Rounds sizes down where the others round up.
-CONVNEXT = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+RESNET, CONVNEXT = resnet(), convnext()
 NUM_LABELS, NUM_LAYERS, VOID = 3, 2, 255
 LABELS = ["road", "sky", "tree"]
 

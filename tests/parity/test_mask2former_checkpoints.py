@@ -12,28 +12,16 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 
+from builders import STAGES, resnet, swin
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel, load
 from maskformer_hf.models.transformers_layout import MASK2FORMER_PARTS
 
 LABELS = ("wall", "sky", "tree", "car", "person", "dog", "boat")
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
-    "swin": {
-        "model_type": "swin",
-        "image_size": 64,
-        "embed_dim": 32,
-        "depths": [2, 2, 2, 2],
-        "num_heads": [2, 2, 4, 4],
-        "window_size": 4,
-        "out_features": STAGES,
-    },
-    "resnet": {
-        "model_type": "resnet",
-        "embedding_size": 16,
-        "hidden_sizes": [32, 64, 96, 128],
-        "depths": [2, 2, 2, 2],
-        "out_features": STAGES,
-    },
+    "swin": swin(32, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, image_size=64, out_features=STAGES),
+    "resnet": resnet(
+        32, 64, 96, 128, embedding_size=16, depths=(2, 2, 2, 2), layer_type="bottleneck", out_features=STAGES
+    ),
 }
 # What differs from one to the other is the backbone alone, unless the second one has unusual sizes.
 VARIANTS = {"swin": {}, "resnet": {"hidden_dim": 96, "pre_norm": True}}

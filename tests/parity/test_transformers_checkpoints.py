@@ -15,26 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from builders import STAGES, resnet, swin
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
 from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS
 
 LABELS = ("wall", "sky", "tree", "car", "person", "dog", "boat")
 BACKBONES = {
-    "swin": {
-        "model_type": "swin",
-        "image_size": 64,
-        "embed_dim": 32,
-        "depths": [2, 2, 2, 2],
-        "num_heads": [2, 2, 4, 4],
-        "window_size": 4,
-    },
-    "resnet": {
-        "model_type": "resnet",
-        "embedding_size": 16,
-        "hidden_sizes": [32, 64, 96, 128],
-        "depths": [2, 2, 2, 2],
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
+    "swin": swin(32, depths=(2, 2, 2, 2), num_heads=(2, 2, 4, 4), window_size=4, image_size=64),
+    "resnet": resnet(
+        32, 64, 96, 128, embedding_size=16, depths=(2, 2, 2, 2), layer_type="bottleneck", out_features=STAGES
+    ),
 }
 SIZES = [(64, 96), (70, 90), (97, 131)]
 

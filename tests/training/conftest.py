@@ -6,6 +6,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from builders import resnet
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
@@ -38,15 +39,8 @@ def shapes(tmp_path_factory) -> Path:
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A MaskFormer of some ten thousand weights, classes unlike those of `shapes`."""
     torch.manual_seed(0)
-    backbone = {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 16, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    }
     config = MaskFormerHfConfig(
-        backbone_config=backbone,
+        backbone_config=resnet(8, 16, 16, 16),
         feature_size=32,
         mask_feature_size=16,
         hidden_size=32,

@@ -7,6 +7,7 @@ import yaml
 from transformers import AutoBackbone
 from typer.testing import CliRunner
 
+from builders import resnet
 from maskformer_hf import MaskFormerForUniversalSegmentation
 from maskformer_hf.cli import app
 from maskformer_hf.presets import MASK2FORMER
@@ -57,12 +58,9 @@ def test_fine_tuning_keeps_what_is_known(recipe, tmp_path):
     """From a checkpoint of its own: the classes change, the parts stay."""
     torch.manual_seed(0)
     start = tmp_path / "start"
-    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
     config_class = MaskFormerForUniversalSegmentation.config_class
     fields = {**MASK2FORMER, **SIZES, "id2label": {0: "sky", 1: "sea"}, "label2id": {"sky": 0, "sea": 1}}
-    model = MaskFormerForUniversalSegmentation(
-        config_class(backbone_config={**backbone, "layer_type": "basic"}, **fields)
-    )
+    model = MaskFormerForUniversalSegmentation(config_class(backbone_config=resnet(8, 16, 16, 16), **fields))
     model.save_pretrained(start)
     (start / "preprocessor_config.json").write_text('{"image_processor_type": "MaskFormerHfImageProcessor"}')
     folder = train(

@@ -5,20 +5,16 @@ import json
 import pytest
 import torch
 
+from builders import resnet, swin, timm_backbone
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import train
 from maskformer_hf.training.building import enable_gradient_checkpointing
 
 BACKBONES = {
-    "resnet": {
-        "model_type": "resnet",
-        "embedding_size": 16,
-        "hidden_sizes": [32, 32, 64, 64],
-        "depths": [2, 2, 2, 2],
-    },
-    "swin": {"model_type": "swin", "embed_dim": 16, "num_heads": [1, 2, 2, 4], "window_size": 4},
-    "timm": {"model_type": "timm_backbone", "backbone": "resnet10t"},
+    "resnet": resnet(32, 32, 64, 64, embedding_size=16, depths=(2, 2, 2, 2), layer_type="bottleneck"),
+    "swin": swin(16, depths=(2, 2, 6, 2), num_heads=(1, 2, 2, 4), window_size=4, image_size=224),
+    "timm": timm_backbone("resnet10t"),
 }
 
 

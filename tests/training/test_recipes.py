@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import resnet
 from maskformer_hf.models import backbone
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
@@ -169,13 +170,7 @@ def test_backbone_of_detectron2(tmp_path):
         build_model(arguments, {})
 
 
-SMALL_RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 16,
-    "hidden_sizes": [32, 40, 48, 64],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "bottleneck",
-}
+SMALL_RESNET = resnet(32, 40, 48, 64, embedding_size=16, layer_type="bottleneck")
 
 
 def picture(path: Path, array) -> None:

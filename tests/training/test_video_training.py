@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from builders import resnet, tiny_config
 from maskformer_hf import load, predict_video
 from maskformer_hf.cli import app
 from maskformer_hf.data import open_dataset, videos_in
-from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
 from maskformer_hf.models.modeling_auto import sees_clips
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.models.modeling_video import MaskFormerHfForVideoSegmentation
 from maskformer_hf.models.video_processing_maskformer import MaskFormerHfVideoProcessor
-from maskformer_hf.presets import MASK2FORMER
 from maskformer_hf.training import evaluate_checkpoint, train
 from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.evaluation import evaluate
@@ -52,18 +51,9 @@ def clips(tmp_path_factory):
 def mask2former(tmp_path_factory):
     """A tiny Mask2Former of images, from which models of videos start."""
     torch.manual_seed(0)
-    backbone = {
-        "model_type": "resnet",
-        "embedding_size": 16,
-        "hidden_sizes": [16, 16, 32, 32],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    }
-    widths = {"feature_size": 32, "mask_feature_size": 32, "hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 64}
-    small = {**MASK2FORMER, **widths, "encoder_layers": 1, "encoder_ffn_dim": 64, "decoder_layers": 3}
-    config = MaskFormerHfConfig(
-        backbone_config=backbone, **{**small, "num_queries": 5, "num_points": 256, "task": "instance"}
-    )
+    backbone = resnet(16, 16, 32, 32, embedding_size=16)
+    widths = {"mask_feature_size": 32, "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_layers": 3}
+    config = tiny_config("mask2former", backbone_config=backbone, **widths, num_points=256, task="instance")
     folder = tmp_path_factory.mktemp("mask2former")
     MaskFormerHfForUniversalSegmentation(config).save_pretrained(folder)
     MaskFormerHfImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)

@@ -50,7 +50,7 @@ def image_size(image: ReadImage, num_channels: int = 3) -> tuple[int, int]:
     if len(shape) == 3 and shape[2] == num_channels:
         return shape[0], shape[1]
     raise ValueError(
-        f"An image of shape {shape} is none of the model's {num_channels} channels: give (height, width, "
+        f"An image of shape {shape} does not have the model's {num_channels} channels: give (height, width, "
         f"{num_channels}) or ({num_channels}, height, width)."
     )
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
 
-from .configuration_maskformer import NUM_FEATURE_LEVELS
+from .interfaces import Facts
 
 logger = logging.getLogger(__name__)
 
+# A feature pyramid, finest map first.
 STRIDES = (4, 8, 16, 32)
 
 # Final norms of classifiers that these backbones keep although no feature map passes them: a parameter without a
@@ -27,22 +28,22 @@ _NEW_WEIGHTS = ("hidden_states_norms.", "num_batches_tracked")
 class Backbone(nn.Module):
     """
     Attributes:
-        channels: Channels of the four feature maps, finest first.
-        strides: Their strides. `output_stride` of a timm backbone replaces strides of its last stages by dilation.
+        facts: Of the four feature maps, finest first. `output_stride` of a timm backbone replaces strides of its last
+            stages by dilation.
     """
 
     def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool):
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
         self.body: Any = AutoBackbone.from_config(config)
-        self.channels = list(self.body.channels)
-        coarsest = getattr(config, "output_stride", None) or STRIDES[-1]
-        self.strides = tuple(min(stride, coarsest) for stride in STRIDES)
-        if len(self.channels) != NUM_FEATURE_LEVELS:
+        channels = list(self.body.channels)
+        if len(channels) != len(STRIDES):
             raise ValueError(
-                f"The backbone gives {len(self.channels)} feature maps ({self.channels} channels), but the pixel "
-                f"decoder needs {NUM_FEATURE_LEVELS}: set `out_features` or `out_indices` of `backbone_config`."
+                f"The backbone gives {len(channels)} feature maps ({channels} channels), but the pixel decoder needs "
+                f"{len(STRIDES)}: set `out_features` or `out_indices` of `backbone_config`."
             )
+        coarsest = getattr(config, "output_stride", None) or STRIDES[-1]
+        self.facts = Facts(tuple(channels), tuple(min(stride, coarsest) for stride in STRIDES))
         if config.model_type in _UNUSED_NORMS:
             self.body.set_submodule(_UNUSED_NORMS[config.model_type], nn.Identity())
         if config.model_type == "resnet":
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Feature maps (B, C_s, H/s, W/s) at `strides` s for `pixel_values` (B, C, H, W)."""
+        """Feature maps (B, C, H/s, W/s) at the strides s of `facts` for `pixel_values` (B, C, H, W)."""
         if self.position_stride is not None:
             # Swin pads to whole patches itself, but resizes its position embeddings to the size before that.
             height, width = pixel_values.shape[-2:]
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
 
     def _check_features(self, features: Sequence[torch.Tensor], height: int, width: int):
         """A vision transformer has one stride for all its maps, and some backbones announce other channels."""
-        for feature, channels, stride in zip(features, self.channels, self.strides, strict=True):
+        for feature, channels, stride in zip(features, self.facts.channels, self.facts.strides, strict=True):
             # Some backbones round up and some down.
             sizes = zip(feature.shape[-2:], (height, width), strict=True)
             if feature.shape[1] == channels and all(abs(cells - size / stride) < 1 for cells, size in sizes):
@@ -94,7 +95,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"The {self.body.config.model_type!r} backbone gives a feature map of shape {tuple(feature.shape)} for "
                 f"an image of {height}x{width} pixels; the pixel decoder needs {channels} channels at stride {stride}. "
-                f"Choose a backbone with maps of strides {self.strides}, or the right ones by `out_features` or "
+                f"Choose a backbone with maps of strides {self.facts.strides}, or the right ones by `out_features` or "
                 "`out_indices` of `backbone_config`."
             )
 

@@ -9,31 +9,24 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .assembly import parts_of
+from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
+from .labels import LABEL_FIELDS, matching_labels, requested_labels
+from .layers import NUM_NORM_GROUPS
+from .parts import part_of
 from .remote_code import CodeOnTheHub
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
-PIXEL_DECODERS = ("fpn", "transformer_fpn", "deformable")
-TRANSFORMER_DECODERS = ("detr", "masked")
-MASK_LOSSES = ("dense", "points")
-MASK_TERMS = ("focal", "cross_entropy")
-MATCHINGS = ("dense", "points")
 TASKS = ("semantic", "instance", "panoptic")
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "pixel_decoder": PIXEL_DECODERS,
-    "transformer_decoder": TRANSFORMER_DECODERS,
-    "mask_loss": MASK_LOSSES,
-    "mask_term": MASK_TERMS,
-    "matching": MATCHINGS,
+# Choices that are no parts.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mask_loss": ("dense", "points"),
+    "mask_term": ("focal", "cross_entropy"),
+    "matching": ("dense", "points"),
     "task": TASKS,
 }
-LABEL_FIELDS = ("num_labels", "id2label", "label2id")
-
-# The pixel decoders normalise with GroupNorm(32), whatever their width.
-NUM_NORM_GROUPS = 32
-# A feature pyramid from stride 4 to stride 32.
-NUM_FEATURE_LEVELS = 4
 
 
 @strict
@@ -58,6 +51,10 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
+        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
+        class_head: What classifies queries: `"linear"`.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
+        query_source: A part that gives the transformer decoder extra queries in training; None for none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
             the original and transformers count it as a layer.
@@ -76,6 +73,10 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             focal loss, or `"cross_entropy"`, Mask2Former's binary cross-entropy.
         matching: Costs from `"dense"` masks at the size of the predictions, as in MaskFormer, or from `num_points`
             random `"points"` that all masks of an image share, as in Mask2Former.
+        assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer.
+        class_loss: `"cross_entropy"`, with a no-object class.
+        loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
+        panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query.
         intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
             Mask2Former; else all that it won.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
@@ -91,8 +92,14 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     model_type = "maskformer_hf"
     # PreTrainedConfig's own idiom.
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # pyrefly: ignore[bad-override]
-    choices = CHOICES
     reads_transformers_layout = True
+    # What the model sees: "image" or "clip".
+    kind: ClassVar[str] = "image"
+    # Whether each pixel gets a class of its own, and queries have none.
+    is_per_pixel: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = TASKS
+    # Fields that may be None: the model then has no such part.
+    optional_parts: ClassVar[tuple[str, ...]] = ("query_source",)
     # Other models of ours, by `model_type`, whose weights this one starts from.
     starts_from: ClassVar[tuple[str, ...]] = ()
 
@@ -108,6 +115,10 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     encoder_ffn_dim: int | None = None
 
     transformer_decoder: str | None = "detr"
+    cross_attention: str = "softmax"
+    class_head: str = "linear"
+    mask_head: str = "product"
+    query_source: str | None = None
     hidden_size: int = 256
     num_attention_heads: int = 8
     ffn_dim: int = 2048
@@ -129,6 +140,9 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     num_points: int = 112 * 112
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
+    assigner: str = "hungarian"
+    class_loss: str = "cross_entropy"
+    loss_terms: dict[str, float | int] | None = None
 
     task: str = "panoptic"
     label_ids_to_fuse: list[int] | tuple[int, ...] | None = None
@@ -137,6 +151,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
     intersect_with_mask: bool = False
     instance_threshold: float | int = 0.5
     duplicate_iou: float | int | None = None
+    panoptic_merging: str = "argmax"
 
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
@@ -144,7 +159,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
                 f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
-        self.backbone_config = _complete_backbone_config(self.backbone_config, self.num_channels)
+        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels)
         super().__post_init__(**kwargs)
         # `strict` calls it as well, but wraps what is raised in an exception of its own that is no ValueError.
         self.validate_parts()
@@ -164,7 +179,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         if any(value is not None for value in labels.values()):
             trained = cls(**config_dict)
-            id2label = _requested_labels(trained.id2label, **labels)
+            id2label = requested_labels(trained.id2label, **labels)
             config_dict.pop("num_labels", None)
             config_dict |= {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
             if trained.label_ids_to_fuse is not None:
@@ -195,7 +210,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
 
     def validate_parts(self):
         """Refuse what cannot be built. Runs when the configuration is made and before it is saved."""
-        for name, choices in self.choices.items():
+        for name, choices in {**CHOICES, "task": self.tasks}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
@@ -209,21 +224,12 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
-        if self.transformer_decoder == "masked" and self.decoder_encoder_layers:
-            raise ValueError(
-                "`transformer_decoder='masked'` has no encoder in front: `decoder_encoder_layers` must be 0, got "
-                f"{self.decoder_encoder_layers}."
-            )
-        widths = {"hidden_size": self.hidden_size}
-        if self.pixel_decoder in ("transformer_fpn", "deformable"):
-            widths["feature_size"] = self.feature_size
-        for name, width in widths.items():
-            # The sine position encoding spends a half of the channels on each axis, in pairs of sine and cosine.
-            if width % 4 or width % self.num_attention_heads:
-                raise ValueError(
-                    f"`{name}` must be a multiple of 4 and of `num_attention_heads`={self.num_attention_heads}, "
-                    f"got {width}."
-                )
+        for part in parts_of(self).values():
+            part.check(self)
+        for name in self.loss_terms or {}:
+            if name in (self.mask_term, "dice", "mask"):
+                raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")
+            part_of("loss_term", name).check(self)
         if not 0 <= self.importance_sample_ratio <= 1 or self.oversample_ratio < 1:
             raise ValueError(
                 "`importance_sample_ratio` must lie in [0, 1] and `oversample_ratio` be at least 1, got "
@@ -254,72 +260,8 @@ def _in_own_layout(config_dict: dict[str, Any], config_class: Any, source: str) 
         names = " and ".join(map(repr, MODEL_TYPES))
         others = f" and transformers' {names}" if config_class.reads_transformers_layout else ""
         raise ValueError(f"{source} is a {model_type!r} model; only {own}{others} can be read here.")
-    tasks = config_class.choices["task"]
+    tasks = config_class.tasks
     if config_dict.get("task", tasks[0]) not in tasks:
         # Another model may have been trained for what this one does not do.
         config_dict = {**config_dict, "task": tasks[0]}
     return config_dict
-
-
-def matching_labels(old: Any, new: Any) -> list[int | None]:
-    """For each new label the old one of the same name, or None.
-
-    Where there are as many labels as before and none has moved, all are the old ones, some of them renamed. `LABEL_3`
-    is no name: transformers makes it up for labels without one.
-    """
-    old_ids = {name: label for label, name in old.items() if name != f"LABEL_{label}"}
-    rows = [old_ids.get(new.get(label)) for label in range(len(new))]
-    if len(old) == len(new) and all(row in (None, label) for label, row in enumerate(rows)):
-        return list(range(len(new)))
-    return rows
-
-
-def _requested_labels(
-    trained: Any,
-    num_labels: int | None = None,
-    id2label: dict[Any, str] | None = None,
-    label2id: dict[str, Any] | None = None,
-) -> dict[int, str]:
-    """The labels asked for in one of three ways."""
-    if id2label is None and label2id is not None:
-        id2label = {label: name for name, label in label2id.items()}
-    if id2label is None:
-        if num_labels == len(trained):
-            return trained
-        return {label: f"LABEL_{label}" for label in range(num_labels or 0)}
-    if num_labels is not None and num_labels != len(id2label):
-        raise ValueError(f"`num_labels`={num_labels}, but there are names of {len(id2label)} labels: give one of them.")
-    return {int(label): name for label, name in id2label.items()}
-
-
-def _complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTrainedConfig:
-    """The configuration object of the backbone, with four output features and the model's number of channels."""
-    if backbone_config is None:
-        backbone_config = {"model_type": "resnet"}
-    if isinstance(backbone_config, dict):
-        backbone_config = dict(backbone_config)
-        model_type = backbone_config.pop("model_type", None)
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"`backbone_config` needs a `model_type` that transformers knows, such as 'resnet', 'swin' or "
-                f"'timm_backbone'; got {model_type!r}."
-            )
-        backbone_config = CONFIG_MAPPING[model_type](**backbone_config)
-    backbone_config.num_channels = num_channels
-    # As after a round trip through JSON: ConvNeXt adds lists to the tuples of its own defaults.
-    for name, value in list(vars(backbone_config).items()):
-        if isinstance(value, tuple):
-            setattr(backbone_config, name, list(value))
-    if len(backbone_config.out_indices or ()) > 1:
-        return backbone_config
-    if backbone_config.model_type == "timm_backbone":
-        backbone_config.out_indices = list(range(-NUM_FEATURE_LEVELS, 0))
-        return backbone_config
-    stage_names = [name for name in backbone_config.stage_names if name != "stem"]
-    if len(stage_names) < NUM_FEATURE_LEVELS:
-        raise ValueError(
-            f"A {backbone_config.model_type!r} backbone with {len(stage_names)} stages has too few: the pixel decoder "
-            f"needs {NUM_FEATURE_LEVELS} feature maps, at strides 4, 8, 16 and 32."
-        )
-    backbone_config.out_features = stage_names[-NUM_FEATURE_LEVELS:]
-    return backbone_config

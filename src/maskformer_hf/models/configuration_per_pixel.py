@@ -1,12 +1,10 @@
 """Configuration of the paper's per-pixel baselines (https://arxiv.org/abs/2107.06278, section 4.1)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_maskformer import CHOICES, MaskFormerHfConfig
-
-PER_PIXEL_CHOICES = {**CHOICES, "transformer_decoder": (None, "detr"), "task": ("semantic",)}
+from .configuration_maskformer import MaskFormerHfConfig
 
 
 @strict
@@ -25,7 +23,9 @@ class MaskFormerHfPerPixelConfig(MaskFormerHfConfig):
     """
 
     model_type = "maskformer_hf_per_pixel"
-    choices = PER_PIXEL_CHOICES
+    is_per_pixel: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("semantic",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("transformer_decoder", "query_source")
     reads_transformers_layout = False
 
     transformer_decoder: str | None = None

@@ -1,10 +1,10 @@
 """Configuration of Mask2Former-VIS (https://arxiv.org/abs/2112.10764)."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 
-from .configuration_maskformer import CHOICES, MaskFormerHfConfig
-
-VIDEO_CHOICES = {**CHOICES, "transformer_decoder": ("masked",), "task": ("instance",)}
+from .configuration_maskformer import MaskFormerHfConfig
 
 
 @strict
@@ -15,13 +15,14 @@ class MaskFormerHfVideoConfig(MaskFormerHfConfig):
     transformers', are read as well: they have the same weights, and training on videos starts from them.
 
     Args:
-        transformer_decoder: `"masked"`, the only one that sees several frames at once.
+        transformer_decoder: `"masked"`, which sees several frames at once.
         task: `"instance"`, the only one.
         num_queries: Queries Q; the largest number of objects of one clip.
     """
 
     model_type = "maskformer_hf_video"
-    choices = VIDEO_CHOICES
+    kind: ClassVar[str] = "clip"
+    tasks: ClassVar[tuple[str, ...]] = ("instance",)
     starts_from = ("maskformer_hf",)
 
     pixel_decoder: str = "deformable"

@@ -7,12 +7,9 @@ from torch.nn import functional as F
 
 from .criterion import average_over_processes
 
-# Of the finest feature map, and so of the logits.
-STRIDE = 4
-
 
 def per_pixel_loss(
-    logits_LBKhw: torch.Tensor, labels_BHW: torch.Tensor, ignore_index: int
+    logits_LBKhw: torch.Tensor, labels_BHW: torch.Tensor, ignore_index: int, stride: int = 4
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the sum of all terms, one a decoder layer and all of the same weight, and each term under the original's
     name. A term is the mean over the pixels that are not void, those of all processes; 0 where there are none.
@@ -23,9 +20,10 @@ def per_pixel_loss(
     Args:
         logits_LBKhw: Class logits (L, B, K, h, w); the last of the L layers is the result.
         labels_BHW: Classes (B, H, W) int64, void is `ignore_index`.
+        stride: Input pixels from one of the logits to the next.
     """
     labels_BHW = labels_BHW.to(logits_LBKhw.device)
-    size = full_size(logits_LBKhw.shape[-2:], labels_BHW.shape[-2:])
+    size = full_size(logits_LBKhw.shape[-2:], labels_BHW.shape[-2:], stride)
     height, width = labels_BHW.shape[-2:]
     num_pixels = (labels_BHW != ignore_index).sum().float()
     average_over_processes(num_pixels)
@@ -39,10 +37,10 @@ def per_pixel_loss(
     return torch.stack(list(losses.values())).sum(), losses
 
 
-def full_size(logits_size: Sequence[int], input_size: Sequence[int]) -> tuple[int, int]:
-    """What logits (h, w) are resized to before the input's (H, W) is cut out: four times their size, as in the
+def full_size(logits_size: Sequence[int], input_size: Sequence[int], stride: int = 4) -> tuple[int, int]:
+    """What logits (h, w) are resized to before the input's (H, W) is cut out: `stride` times their size, as in the
     original, or the input's where a backbone has rounded its size down."""
-    height, width = (max(STRIDE * cells, pixels) for cells, pixels in zip(logits_size, input_size, strict=True))
+    height, width = (max(stride * cells, pixels) for cells, pixels in zip(logits_size, input_size, strict=True))
     return height, width
 
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
@@ -46,6 +45,7 @@ from .post_processing import (
     without_duplicates,
 )
 from .remote_code import CodeOnTheHub
+from .resize import resize_nearest
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -549,16 +549,6 @@ def _padded_size(images: list[Tensor], pad_size: SizeDict | None, divisor: int) 
     if divisor:
         largest = [math.ceil(side / divisor) * divisor for side in largest]
     return largest[0], largest[1]
-
-
-def resize_nearest(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour over the last two dimensions for any dtype; which pixel is nearest is read off torch itself."""
-    for dim, length in ((-2, size[0]), (-1, size[1])):
-        if pixels.shape[dim] != length:
-            position = torch.arange(pixels.shape[dim], dtype=torch.float32)[None, None]
-            nearest = F.interpolate(position, size=length, mode="nearest-exact")[0, 0].long()
-            pixels = pixels.index_select(dim, nearest.to(pixels.device))
-    return pixels
 
 
 def as_tensor(values: Any) -> Tensor:

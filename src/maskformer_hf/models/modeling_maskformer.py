@@ -1,238 +1,21 @@
 """MaskFormer (https://arxiv.org/abs/2107.06278, figure 2) and Mask2Former assembled from their parts."""
 
-import copy
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 
-from .backbone import Backbone, load_pretrained_backbone, pretrained_backbone_config
-from .configuration_maskformer import LABEL_FIELDS, MaskFormerHfConfig, matching_labels
-from .criterion import Criterion
-from .layers import mask_logits
-from .modeling_outputs import (
-    MaskFormerHfForUniversalSegmentationOutput,
-    MaskFormerHfModelOutput,
-    TransformerDecoderOutput,
-)
-from .pixel_decoder_deformable import DeformablePixelDecoder
-from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
-from .remote_code import CodeOnTheHub
-from .segmentation_head import ClassHead, SegmentationHead
-from .transformer_decoder_detr import DetrTransformerDecoder
-from .transformer_decoder_masked import MaskedTransformerDecoder
-from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
+from .assembly import make_criterion, make_head, make_pixel_decoder, make_query_source, make_transformer_decoder
+from .backbone import Backbone
+from .configuration_maskformer import MaskFormerHfConfig
+from .interfaces import Ask, Decoded, Encoded, ExtraQueries
+from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
+from .modeling_pretrained import MaskFormerHfPreTrainedModel
+from .prediction_head import PredictionSet
+from .targets import Targets, make_targets
 
-logger = logging.getLogger(__name__)
-
-
-def _fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
-    return FPNPixelDecoder(in_channels, config.feature_size, config.mask_feature_size)
-
-
-def _transformer_fpn(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
-    return TransformerFPNPixelDecoder(
-        in_channels,
-        config.feature_size,
-        config.mask_feature_size,
-        num_layers=config.encoder_layers,
-        num_heads=config.num_attention_heads,
-        ffn_dim=config.encoder_ffn_dim or config.ffn_dim,
-        dropout=config.dropout,
-        pre_norm=config.pre_norm,
-    )
-
-
-def _deformable(config: MaskFormerHfConfig, in_channels: list[int]) -> nn.Module:
-    return DeformablePixelDecoder(
-        in_channels,
-        config.feature_size,
-        config.mask_feature_size,
-        num_levels=config.encoder_levels,
-        num_layers=config.encoder_layers,
-        num_heads=config.num_attention_heads,
-        ffn_dim=config.encoder_ffn_dim or config.ffn_dim,
-        dropout=config.dropout,
-    )
-
-
-def _detr(config: MaskFormerHfConfig, memory_channels: Sequence[int]) -> nn.Module:
-    return DetrTransformerDecoder(
-        memory_channels[0],
-        config.hidden_size,
-        config.num_queries,
-        num_layers=config.decoder_layers,
-        num_encoder_layers=config.decoder_encoder_layers,
-        num_heads=config.num_attention_heads,
-        ffn_dim=config.ffn_dim,
-        dropout=config.dropout,
-        pre_norm=config.pre_norm,
-        enforce_input_projection=config.enforce_input_projection,
-    )
-
-
-def _masked(config: MaskFormerHfConfig, memory_channels: Sequence[int]) -> nn.Module:
-    return MaskedTransformerDecoder(
-        memory_channels,
-        config.hidden_size,
-        config.mask_feature_size,
-        config.num_queries,
-        num_layers=config.decoder_layers,
-        num_heads=config.num_attention_heads,
-        ffn_dim=config.ffn_dim,
-        dropout=config.dropout,
-        pre_norm=config.pre_norm,
-        enforce_input_projection=config.enforce_input_projection,
-    )
-
-
-# The tables of parts: a new part is a file and a line here, and a name in the configuration.
-PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": _transformer_fpn, "deformable": _deformable}
-TRANSFORMER_DECODERS = {"detr": _detr, "masked": _masked}
-# By transformer decoder; what is not here has the default.
-HEADS: dict[str | None, type[ClassHead]] = {"masked": ClassHead}
-
-
-class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
-    config_class = MaskFormerHfConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # pyrefly: ignore[bad-assignment]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = [  # noqa: RUF012
-        "TransformerEncoderLayer",
-        "DeformableEncoderLayer",
-        "DetrDecoderLayer",
-        "MaskedDecoderLayer",
-    ]
-    # BatchNorm's counter means nothing when its statistics are frozen.
-    _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", *IGNORED_WEIGHTS]  # noqa: RUF012
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        *model_args: Any,
-        config: Any = None,
-        key_mapping: dict[str, str] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As in transformers, from our checkpoints and from those of its own MaskFormer and Mask2Former.
-
-        With other labels than the checkpoint's (`num_labels`, `id2label`, `label2id`, or a `config` that has them) the
-        rows of the classifier are kept where labels have the same name, no-object is kept in any case, and a warning
-        says what starts afresh.
-
-        Raises:
-            ValueError: If the checkpoint is one of another model, or a file of it is broken.
-        """
-        config_class: Any = cls.config_class
-        labels: dict[str, Any] = {}
-        wanted = None
-        if not isinstance(config, PreTrainedConfig):
-            # Loaded as it was trained, and changed afterwards: so nothing but the classifier may differ in size.
-            labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
-        else:
-            if config.model_type != config_class.model_type:
-                config = config_class.from_dict(config.to_dict())
-            trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
-            if trained is not None and trained.id2label != config.id2label:
-                wanted, config = config, copy.deepcopy(config)
-                _set_labels(config, trained)
-        try:
-            loaded = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                config=config,
-                key_mapping={**WEIGHT_NAMES, **(key_mapping or {})},
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise ValueError(_describe_broken_files(pretrained_model_name_or_path, error)) from error
-        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        # It is saved under its own names, and not renamed back to those it was read from.
-        model._weight_conversions = None
-        if labels:
-            wanted = type(model.config).from_dict(model.config.to_dict(), **labels)
-        if wanted is not None:
-            model.change_labels(wanted)
-        return loaded
-
-    @classmethod
-    def from_backbone(cls, source: str, *, backbone_weights: str | None = None, **config_fields: Any) -> Any:
-        """Build a model around a pretrained backbone; everything else starts as the original does.
-
-        Args:
-            source: `timm/NAME`, the name of a transformers backbone on the Hub, or a local folder.
-            backbone_weights: A safetensors file with the backbone's weights, in the key names of its own library, in
-                place of the Hub.
-            config_fields: Fields of the model's configuration.
-
-        Raises:
-            ValueError: If any weight of the backbone would stay random.
-        """
-        config_class: Any = cls.config_class
-        backbone_config = pretrained_backbone_config(source)
-        for name, value in (config_fields.pop("backbone_config", None) or {}).items():
-            setattr(backbone_config, name, value)
-        model = cls(config_class(backbone_config=backbone_config, **config_fields))
-        base_model: Any = model.base_model
-        load_pretrained_backbone(base_model.backbone, source, backbone_weights)
-        return model
-
-    def get_input_embeddings(self) -> Any:
-        """None: no table of tokens. FSDP through Accelerate asks."""
-        return None
-
-    def change_labels(self, config: PreTrainedConfig):
-        """Take the labels of `config`: what belongs to classes with a known name is kept, the rest starts afresh."""
-        old: Any = self.config.id2label
-        new: Any = config.id2label
-        rows = matching_labels(old, new)
-        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows)) is not None:
-            logger.warning(
-                "The checkpoint knows %d classes, now there are %d. Kept: %s. Re-initialised, hence to be trained: %s.",
-                len(old),
-                len(new),
-                always_kept + _abridge([new[label] for label, row in enumerate(rows) if row is not None]),
-                _abridge([new[label] for label, row in enumerate(rows) if row is None]),
-            )
-        _set_labels(self.config, config)
-
-    def _change_classes(self, rows: Sequence[int | None]) -> str | None:
-        """Make class i the former class `rows[i]`, or a new one.
-
-        Returns what is kept besides, as the beginning of a list; None where no part knows classes.
-        """
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # transformers skips modules without parameters of their own in code outside its package, which would leave out
-        # every part that initialises what is below it.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """As the original: PyTorch's defaults, unless a part says otherwise. Children come before their parents."""
-        if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
-            module.init_weights()  # pyrefly: ignore[not-callable]
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
-                bound = nn.init._calculate_fan_in_and_fan_out(module.weight)[0] ** -0.5
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+# Names of the dimensions in front of the channels, by kind of model.
+LEADING_DIMENSIONS = {"image": ("batch",), "clip": ("batch", "frames")}
 
 
 class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
@@ -245,11 +28,11 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         super().__init__(config)
         backbone_config: Any = config.backbone_config
         self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
-        self.pixel_decoder: Any = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+        self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
-            memory_channels: Any = self.pixel_decoder.memory_channels
-            self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](config, memory_channels)
+            memory = self.pixel_decoder.memory
+            self.transformer_decoder = make_transformer_decoder(config, self.backbone.facts, memory)
         self.post_init()
 
     def forward(
@@ -258,41 +41,87 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        every_layer: bool = False,
-        num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> MaskFormerHfModelOutput | tuple:
         """
         Args:
-            pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below.
+            pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below; clips
+                (B, T, C, H, W) if the configuration is one of clips.
             pixel_mask: Accepted for the callers' sake: padding is masked nowhere in the network, as in the original.
-            every_layer: Normalise and return the queries of all decoder layers.
-            num_frames: T, if the images are the frames of clips, one clip after the other: B of the queries is then the
-                number of clips.
         """
-        need_weights = self._check_attentions(output_attentions)
-        output_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
-        self._check_pixels(pixel_values)
-        features = self.backbone(pixel_values.to(self.dtype))
-        pixels = self.pixel_decoder(features, need_weights)
-        decoded = TransformerDecoderOutput(queries=())
-        if self.transformer_decoder is not None:
-            clips = {} if num_frames is None else {"num_frames": num_frames}
-            decoded = self.transformer_decoder(pixels, every_layer or bool(output_hidden_states), need_weights, **clips)
-        output = MaskFormerHfModelOutput(
-            transformer_decoder_last_hidden_state=decoded.queries[-1] if decoded.queries else None,
-            pixel_decoder_last_hidden_state=pixels.embeddings,
-            encoder_last_hidden_state=features[-1],
-            encoder_hidden_states=features if output_hidden_states else None,
-            pixel_decoder_hidden_states=pixels.memory if output_hidden_states else None,
-            transformer_decoder_hidden_states=((every_layer or output_hidden_states) and decoded.queries) or None,
-            encoder_attentions=pixels.attentions,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            mask_embeddings=decoded.mask_embeddings,
-        )
+        ask = self.ask(pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        encoded = self.encode(pixel_values, ask)
+        decoded = self.decode(encoded, ask)
+        output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask, output_hidden_states))
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def ask(
+        self,
+        pixel_values: torch.Tensor,
+        every_layer: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> Ask:
+        """What a forward is asked for, by its arguments and the configuration."""
+        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
+        return Ask(
+            every_layer=bool(every_layer or keep_hidden_states),
+            need_weights=self._check_attentions(output_attentions),
+            num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
+            progress=self.training_progress if self.training else 1.0,
+        )
+
+    def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:
+        """Maps and pixel embeddings of images (B, C, H, W), of clips (B, T, C, H, W)."""
+        leading = LEADING_DIMENSIONS[self.config.kind]
+        if pixel_values.dim() != len(leading) + 3 or pixel_values.shape[-3] != self.config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must have shape ({', '.join(leading)}, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        features = self.backbone(pixel_values.flatten(0, -4).to(self.dtype))
+        return Encoded(features, self.pixel_decoder(features, ask))
+
+    def decode(self, encoded: Encoded, ask: Ask, extra_queries: ExtraQueries | None = None) -> Decoded:
+        """Query embeddings, of the pixel decoder's result and of its earlier exits."""
+        if self.transformer_decoder is None:
+            return Decoded(())
+        exits = [self.transformer_decoder(pixels, ask) for pixels in encoded.pixels.exits]
+        return Decoded((*exits, self.transformer_decoder(encoded.pixels, ask, extra_queries)), extra_queries)
+
+    def compile(self, *args: Any, **kwargs: Any):
+        """Compile the parts, whoever calls them."""
+        for part in (self.backbone, self.pixel_decoder, self.transformer_decoder):
+            if part is not None:
+                part.compile(*args, **kwargs)
+
+    def hidden_states(
+        self, encoded: Encoded, decoded: Decoded, ask: Ask, output_hidden_states: bool | None
+    ) -> dict[str, Any]:
+        """What an output says of the inside of the model: fields of [`MaskFormerHfModelOutput`]."""
+        keep = default(output_hidden_states, self.config.output_hidden_states)
+        num_extra = 0 if decoded.extra is None else decoded.extra.features.shape[1]
+        output = decoded.outputs[-1] if decoded.outputs else None
+        queries = tuple(own[:, num_extra:] for own in output.queries) if output else ()
+
+        def by_clip(maps: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
+            """Maps of frames, (B T, ...), as maps of clips, (B, T, ...)."""
+            if maps is None or ask.num_frames is None:
+                return None if maps is None else tuple(maps)
+            return tuple(frames.unflatten(0, (-1, ask.num_frames)) for frames in maps)
+
+        features, [embeddings] = by_clip(encoded.features), by_clip([encoded.pixels.embeddings])
+        return {
+            "transformer_decoder_last_hidden_state": queries[-1] if queries else None,
+            "pixel_decoder_last_hidden_state": embeddings,
+            "encoder_last_hidden_state": features[-1],
+            "encoder_hidden_states": features if keep else None,
+            "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if keep else None,
+            "transformer_decoder_hidden_states": queries if keep and queries else None,
+            "encoder_attentions": by_clip(encoded.pixels.attentions),
+            "decoder_attentions": output and output.attentions,
+            "cross_attentions": output and output.cross_attentions,
+        }
 
     def _check_attentions(self, output_attentions: bool | None) -> bool:
         wanted = bool(default(output_attentions, self.config.output_attentions))
@@ -304,13 +133,6 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             )
         return wanted
 
-    def _check_pixels(self, pixel_values: torch.Tensor):
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}."
-            )
-
 
 class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
     """MaskFormer or Mask2Former with its heads: every kind of segmentation with one model and one loss."""
@@ -320,23 +142,10 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        num_labels: Any = config.num_labels
         self.model = self.base_model_class(config)
-        head = HEADS.get(config.transformer_decoder, SegmentationHead)
-        self.head = head(config.hidden_size, config.mask_feature_size, num_labels)
-        self.criterion = Criterion(
-            num_labels,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            mask_loss=config.mask_loss,
-            mask_term=config.mask_term,
-            matching=config.matching,
-            num_points=config.num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-        )
+        self.head = make_head(config, self.model.backbone.facts, self.model.transformer_decoder)
+        self.query_source: Any = make_query_source(config)
+        self.criterion = make_criterion(config)
         self.post_init()
 
     def _change_classes(self, rows: Sequence[int | None]) -> str:
@@ -351,11 +160,12 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         class_labels: Sequence[torch.Tensor] | None = None,
         pixel_mask: torch.Tensor | None = None,
         void_masks: torch.Tensor | None = None,
+        target_maps: Mapping[str, Sequence[torch.Tensor]] | None = None,
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        lazy_masks: bool = False,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> MaskFormerHfForUniversalSegmentationOutput | tuple:
         """
         Args:
@@ -365,134 +175,76 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             pixel_mask: (B, H, W), nonzero at pixels that are no padding. It changes no prediction, only `image_sizes`.
             void_masks: (B, H, W) bool, true at pixels that the mask losses leave out, as an image processor with
                 `return_void_masks=True` gives them. Without it void is background of every mask, as in the original.
+            target_maps: What further loss terms need, by name and image, as the collator makes it.
             output_auxiliary_logits: Return the predictions of every decoder layer.
+            lazy_masks: Leave `masks_queries_logits` out, and let `masks` make masks of the queries that are asked for.
         """
-        if (mask_labels is None) != (class_labels is None):
-            raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
-        if mask_labels is not None:
-            check_mask_sizes(mask_labels, pixel_values)
-            if void_masks is not None and void_masks.shape != (*pixel_values.shape[:-3], *pixel_values.shape[-2:]):
-                raise ValueError(
-                    f"`void_masks` must have shape (batch, height, width) of `pixel_values`, got "
-                    f"{tuple(void_masks.shape)} for {tuple(pixel_values.shape)}."
-                )
-        supervise = mask_labels is not None and self.config.use_auxiliary_loss
-        every_layer = supervise or bool(output_auxiliary_logits)
-        base = self.model(
-            pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            every_layer=every_layer,
-            return_dict=True,
-        )
-        class_logits, mask_embeddings = self.head(
-            stack_queries(base, every_layer), _stack_mask_embeddings(base, every_layer)
-        )
-        pixel_embeddings = base.pixel_decoder_last_hidden_state
+        targets = self._targets(pixel_values, mask_labels, class_labels, void_masks, target_maps)
+        supervise = targets is not None and self.config.use_auxiliary_loss
+        every_layer = supervise or output_auxiliary_logits
+        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
+        encoded = self.model.encode(pixel_values, ask)
+        decoded = self.model.decode(encoded, ask, self._extra_queries(targets, encoded, ask))
+        sets = self.head(decoded, encoded, ask)
         loss = loss_dict = None
-        if mask_labels is not None:
-            supervised = slice(None) if supervise else slice(-1, None)
-            loss, loss_dict = self.criterion(
-                class_logits[supervised],
-                mask_embeddings[supervised],
-                pixel_embeddings,
-                mask_labels,
-                class_labels,
-                void_masks,
-            )
-        # Of the other layers the loss needs but the masks that it matches: all of them would be most of its memory.
-        masks = mask_logits(mask_embeddings if output_auxiliary_logits else mask_embeddings[-1:], pixel_embeddings)
-        auxiliary_logits = None
-        if output_auxiliary_logits:
-            auxiliary_logits = [
-                {"class_queries_logits": layer_classes, "masks_queries_logits": layer_masks}
-                for layer_classes, layer_masks in zip(class_logits[:-1], masks[:-1], strict=True)
-            ]
-        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
-        dropped = {"mask_embeddings"} | (set() if keep_hidden_states else {"transformer_decoder_hidden_states"})
+        if targets is not None:
+            loss, loss_dict = self.criterion(sets if supervise else last_layers(sets), targets)
         output = self.output_class(
             loss=loss,
             loss_dict=loss_dict,
-            class_queries_logits=class_logits[-1],
-            masks_queries_logits=masks[-1],
-            image_sizes=image_sizes_of(pixel_values, pixel_mask),
-            padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
-            auxiliary_logits=auxiliary_logits,
-            **{name: value for name, value in base.items() if name not in dropped},
+            **logits_of(sets[-1], output_auxiliary_logits, lazy_masks),
+            **sizes_of(pixel_values, pixel_mask, ask),
+            **self.model.hidden_states(encoded, decoded, ask, output_hidden_states),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
+    def _targets(self, pixel_values: torch.Tensor, *targets: Any) -> Targets | None:
+        num_frames = pixel_values.shape[1] if self.config.kind == "clip" else None
+        mask_labels, class_labels, void_masks, target_maps = targets
+        made = make_targets(
+            mask_labels, class_labels, pixel_values, self.criterion.num_labels, num_frames, void_masks, target_maps
+        )
+        return made and made._replace(progress=self.training_progress)
 
-def stack_queries(base: Any, every_layer: bool) -> torch.Tensor:
-    """Query embeddings (L, B, Q, C) of a [`MaskFormerHfModelOutput`]; of the last layer alone unless `every_layer`."""
-    if every_layer:
-        return torch.stack(base.transformer_decoder_hidden_states)
-    return base.transformer_decoder_last_hidden_state[None]
-
-
-def _stack_mask_embeddings(base: Any, every_layer: bool) -> torch.Tensor | None:
-    """The same of mask embeddings, where the transformer decoder made them."""
-    if base.mask_embeddings is None:
-        return None
-    return torch.stack(base.mask_embeddings) if every_layer else base.mask_embeddings[-1][None]
-
-
-def check_mask_sizes(mask_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor):
-    size = tuple(pixel_values.shape[-2:])
-    for image, masks in enumerate(mask_labels):
-        if masks.shape[-2:] != size:
-            raise ValueError(
-                f"Masks of image {image} of the batch have size {tuple(masks.shape[-2:])}, `pixel_values` {size}: pad "
-                "the masks with zeros on the right and below to the size of the batch, as the image processor does."
-            )
+    def _extra_queries(self, targets: Targets | None, encoded: Encoded, ask: Ask) -> ExtraQueries | None:
+        """Queries of the query source, which there are in training only."""
+        if self.query_source is None or targets is None or not self.training:
+            return None
+        return self.query_source(targets, encoded, ask)
 
 
-def _saved_config(config_class: Any, source: Any, kwargs: dict[str, Any]) -> Any:
-    """The configuration a checkpoint was saved with; None where there is no such file."""
-    if source is None:
-        return None
-    names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-    try:
-        return config_class.from_pretrained(source, **{name: kwargs[name] for name in names if name in kwargs})
-    except OSError:
-        return None
+def last_layers(sets: Sequence[PredictionSet]) -> list[PredictionSet]:
+    """What is supervised where auxiliary layers are not."""
+    return [predictions.layers(slice(-1, None)) for predictions in sets]
 
 
-def _set_labels(config: PreTrainedConfig, other: PreTrainedConfig):
-    for name in ("id2label", "label2id", "label_ids_to_fuse"):
-        setattr(config, name, copy.copy(getattr(other, name)))
+def logits_of(predictions: PredictionSet, auxiliary: bool | None, lazy: bool) -> dict[str, Any]:
+    """The logits of an output: fields of [`MaskFormerHfForUniversalSegmentationOutput`]."""
+    class_logits, masks = predictions.class_logits, predictions.masks
+    # The loss needs only those masks of the other layers that it matches: all of them would be most of its memory.
+    layers = [
+        {"class_queries_logits": class_logits[layer], "masks_queries_logits": masks.layer(layer)}
+        for layer in range(len(class_logits) - 1 if auxiliary else 0)
+    ]
+    return {
+        "class_queries_logits": class_logits[-1],
+        "masks_queries_logits": None if lazy else masks.layer(-1),
+        "masks": masks if lazy else None,
+        "auxiliary_logits": layers if auxiliary else None,
+    }
 
 
-def _describe_broken_files(source: Any, error: SafetensorError) -> str:
-    broken = []
-    for path in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError:
-            broken.append(str(path))
-    return (
-        f"{' and '.join(broken) or f'A weight file of {source}'} cannot be read ({error}): the file is truncated or no "
-        "safetensors file. Download or copy it again."
-    )
-
-
-def _abridge(names: Sequence[str], length: int = 8) -> str:
-    if len(names) > length:
-        return f"{', '.join(names[:length])} and {len(names) - length} more"
-    return ", ".join(names) or "none"
-
-
-def default(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value
-
-
-def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """Height and width of the part of each image that is no padding, (B, 2)."""
+def sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, ask: Ask) -> dict[str, torch.Tensor]:
+    """Sizes of the images with and without padding: fields of [`MaskFormerHfForUniversalSegmentationOutput`]."""
+    padded_sizes = size_rows(pixel_values, pixel_values.shape[-2:])
     if pixel_mask is None:
-        return size_rows(pixel_values, pixel_values.shape[-2:])
+        return {"image_sizes": padded_sizes, "padded_sizes": padded_sizes.clone()}
     real = pixel_mask.bool()
-    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
+    if ask.num_frames is not None:
+        # The frames of a clip have one size.
+        real = real.any(1)
+    image_sizes = torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
+    return {"image_sizes": image_sizes, "padded_sizes": padded_sizes}
 
 
 def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -500,6 +252,10 @@ def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     # Filled where it is needed: a copy from the host could not be part of a CUDA graph.
     columns = [pixel_values.new_full((pixel_values.shape[0],), n, dtype=torch.int64) for n in size]
     return torch.stack(columns, dim=1)
+
+
+def default(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
 
 
 __all__ = ["MaskFormerHfForUniversalSegmentation", "MaskFormerHfModel", "MaskFormerHfPreTrainedModel"]

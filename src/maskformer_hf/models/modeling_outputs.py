@@ -1,42 +1,11 @@
-"""The words the parts say to each other.
-
-Shape legend of all modelling files: B images, T frames of a clip, L decoder layers, Q queries, C channels, K classes
-(K + 1 with no-object), N targets, P points, H W input pixels, h w feature cells.
-"""
+"""What the models return. The shape letters are those of `interfaces.py`."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from transformers.utils import ModelOutput
 
-
-class PixelDecoderOutput(NamedTuple):
-    """
-    embeddings: Pixel embeddings, (B, C, H/4, W/4).
-    memory: What the transformer decoder attends to, (B, C, h, w) each, coarsest first.
-    attentions: Attention weights of each encoder layer, (B, heads, hw, hw), or of deformable attention (B, heads, cells
-        of all levels, points that each looks at), if asked for.
-    """
-
-    embeddings: torch.Tensor
-    memory: tuple[torch.Tensor, ...]
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class TransformerDecoderOutput(NamedTuple):
-    """
-    queries: Normalised query embeddings (B, Q, C) of each decoder layer that was asked for; the last one is the result.
-    attentions: Self-attention weights of each layer, (B, heads, Q, Q), if asked for.
-    cross_attentions: Cross-attention weights of each layer, (B, heads, Q, hw), if asked for.
-    mask_embeddings: (B, Q, C) of the same layers as `queries`, of decoders that need masks themselves; else the head
-        makes them.
-    """
-
-    queries: tuple[torch.Tensor, ...]
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    mask_embeddings: tuple[torch.Tensor, ...] | None = None
+from .masks import Masks
 
 
 @dataclass
@@ -51,8 +20,6 @@ class MaskFormerHfModelOutput(ModelOutput):
         transformer_decoder_hidden_states: Query embeddings (B, Q, C) of each decoder layer, if asked for.
         encoder_attentions, decoder_attentions, cross_attentions: Attention weights of the pixel decoder's encoder, of
             the decoder's self-attention and of its cross-attention, one tensor a layer, if `output_attentions`.
-        mask_embeddings: What the head multiplies with the pixel embeddings, (B, Q, C), of the last decoder layer or of
-            all in `transformer_decoder_hidden_states`, if the decoder makes them.
     """
 
     transformer_decoder_last_hidden_state: torch.Tensor | None = None
@@ -64,7 +31,6 @@ class MaskFormerHfModelOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
-    mask_embeddings: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -75,7 +41,8 @@ class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
         loss_dict: Each term unweighted and detached, under the original's names: `loss_ce`, `loss_mask`, `loss_dice`
             of the last decoder layer, `loss_ce_0`, ... of the auxiliary ones.
         class_queries_logits: (B, Q, K+1); the last class is no-object.
-        masks_queries_logits: (B, Q, ceil(H/4), ceil(W/4)).
+        masks_queries_logits: (B, Q, ceil(H/4), ceil(W/4)), unless `lazy_masks` is asked for.
+        masks: With `lazy_masks`, what makes them of the queries that are asked for, see `masks.py`.
         image_sizes: Height and width of each image without padding, (B, 2), int64.
         padded_sizes: Height and width of `pixel_values`, the same in each row, (B, 2), int64.
         auxiliary_logits: `class_queries_logits` and `masks_queries_logits` of each decoder layer but the last, if asked
@@ -87,6 +54,7 @@ class MaskFormerHfForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, torch.Tensor] | None = None
     class_queries_logits: torch.Tensor | None = None
     masks_queries_logits: torch.Tensor | None = None
+    masks: Masks | None = None
     image_sizes: torch.Tensor | None = None
     padded_sizes: torch.Tensor | None = None
     auxiliary_logits: list[dict[str, torch.Tensor]] | None = None

@@ -10,19 +10,12 @@ from typing import Any
 import torch
 
 from .configuration_per_pixel import MaskFormerHfPerPixelConfig
-from .criterion import check_targets
 from .criterion_per_pixel import check_labels, full_size, labels_from_masks, per_pixel_loss
-from .modeling_maskformer import (
-    MaskFormerHfModel,
-    MaskFormerHfPreTrainedModel,
-    check_mask_sizes,
-    default,
-    image_sizes_of,
-    size_rows,
-    stack_queries,
-)
+from .modeling_maskformer import MaskFormerHfModel, default, size_rows, sizes_of
 from .modeling_outputs import MaskFormerHfForSemanticSegmentationOutput
-from .segmentation_head import PixelHead, QueryPixelHead
+from .modeling_pretrained import MaskFormerHfPreTrainedModel
+from .pixel_heads import PixelHead, QueryPixelHead
+from .targets import make_targets
 
 
 class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
@@ -62,7 +55,6 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> MaskFormerHfForSemanticSegmentationOutput | tuple:
         """
         Args:
@@ -76,36 +68,30 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         """
         labels = self._labels(pixel_values, labels, mask_labels, class_labels)
         supervise = labels is not None and self.config.use_auxiliary_loss
-        every_layer = supervise or bool(output_auxiliary_logits)
-        base = self.model(
-            pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            every_layer=every_layer,
-            return_dict=True,
-        )
-        pixel_embeddings = base.pixel_decoder_last_hidden_state
-        if self.model.transformer_decoder is None:
-            logits_LBKhw = self.head(pixel_embeddings)[None]
-        else:
-            logits_LBKhw = self.head(stack_queries(base, every_layer), pixel_embeddings)
+        every_layer = supervise or output_auxiliary_logits
+        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
+        encoded = self.model.encode(pixel_values, ask)
+        decoded = self.model.decode(encoded, ask)
+        logits_LBKhw = self.head(decoded, encoded)
         loss = loss_dict = None
         if labels is not None:
-            supervised = slice(None) if supervise else slice(-1, None)
-            loss, loss_dict = per_pixel_loss(logits_LBKhw[supervised], labels, self.config.semantic_loss_ignore_index)
-        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
-        hidden_states = {} if keep_hidden_states else {"transformer_decoder_hidden_states": None}
-        size = full_size(logits_LBKhw.shape[-2:], pixel_values.shape[-2:])
+            supervised = logits_LBKhw if supervise else logits_LBKhw[-1:]
+            loss, loss_dict = per_pixel_loss(supervised, labels, self.config.semantic_loss_ignore_index, self.stride)
+        size = full_size(logits_LBKhw.shape[-2:], pixel_values.shape[-2:], self.stride)
         output = MaskFormerHfForSemanticSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
             logits=logits_LBKhw[-1],
-            image_sizes=image_sizes_of(pixel_values, pixel_mask),
-            padded_sizes=size_rows(pixel_values, size),
             auxiliary_logits=tuple(logits_LBKhw[:-1]) if output_auxiliary_logits else None,
-            **{**base, **hidden_states},
+            **{**sizes_of(pixel_values, pixel_mask, ask), "padded_sizes": size_rows(pixel_values, size)},
+            **self.model.hidden_states(encoded, decoded, ask, output_hidden_states),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
+
+    @property
+    def stride(self) -> int:
+        """Input pixels from one of the logits to the next."""
+        return self.model.backbone.facts.strides[0]
 
     def _labels(
         self,
@@ -117,14 +103,11 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         """The class of each pixel (B, H, W), whichever way it was given."""
         num_labels: Any = self.config.num_labels
         ignore_index = self.config.semantic_loss_ignore_index
-        if (mask_labels is None) != (class_labels is None):
-            raise ValueError("`mask_labels` and `class_labels` come together: one of them is missing.")
-        if mask_labels is not None and class_labels is not None:
+        targets = make_targets(mask_labels, class_labels, pixel_values, num_labels)
+        if targets is not None:
             if labels is not None:
                 raise ValueError("`labels` and `mask_labels` are two forms of the same targets: give one of them.")
-            check_mask_sizes(mask_labels, pixel_values)
-            masks, classes = check_targets(mask_labels, class_labels, len(pixel_values), num_labels)
-            return labels_from_masks(masks, classes, ignore_index)
+            return labels_from_masks(targets.masks, targets.labels, ignore_index)
         if labels is not None:
             expected = (len(pixel_values), *pixel_values.shape[-2:])
             if tuple(labels.shape) != expected:

@@ -10,9 +10,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .deformable_attention import DeformableAttention, SamplingPlan, plan_sampling
-from .layers import ConvNorm, FeedForward, init_convolutions
-from .modeling_outputs import PixelDecoderOutput
+from .interfaces import Ask, Facts, PixelDecoderOutput
+from .layers import NUM_NORM_GROUPS, ConvNorm, init_convolutions
 from .position_encoding import sine_position_encoding
+from .transformer_layers import FeedForward, LayerSizes, check_width
 
 # Points that every head of every cell looks at on every map.
 NUM_POINTS = 4
@@ -23,13 +24,13 @@ NUM_MEMORY_LEVELS = 3
 class DeformableEncoderLayer(GradientCheckpointingLayer):
     """Deformable DETR's encoder layer, norms behind attention and feed-forward network."""
 
-    def __init__(self, hidden_size: int, num_heads: int, num_levels: int, ffn_dim: int, dropout: float):
+    def __init__(self, num_levels: int, sizes: LayerSizes):
         super().__init__()
-        self.self_attn = DeformableAttention(hidden_size, num_heads, num_levels, NUM_POINTS)
-        self.self_attn_norm = nn.LayerNorm(hidden_size)
-        self.ffn = FeedForward(hidden_size, ffn_dim, dropout)
-        self.ffn_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.self_attn = DeformableAttention(sizes.hidden_size, sizes.num_heads, num_levels, NUM_POINTS)
+        self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
+        self.ffn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(
         self, states_BSC: torch.Tensor, position_SC: torch.Tensor, plan: SamplingPlan, need_weights: bool = False
@@ -47,31 +48,44 @@ class DeformablePixelDecoder(nn.Module):
 
     def __init__(
         self,
-        in_channels: list[int],
+        facts: Facts,
         feature_size: int,
         mask_feature_size: int,
         num_levels: int,
         num_layers: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
+        sizes: LayerSizes,
     ):
         super().__init__()
-        self.num_heads = num_heads
-        coarsest_first = list(reversed(in_channels))
+        self.num_heads = sizes.num_heads
+        coarsest_first = facts.channels[::-1]
         encoded, finer = coarsest_first[:num_levels], coarsest_first[num_levels:]
         self.input_projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, feature_size, 1), nn.GroupNorm(32, feature_size)) for channels in encoded
+            nn.Sequential(nn.Conv2d(channels, feature_size, 1), nn.GroupNorm(NUM_NORM_GROUPS, feature_size))
+            for channels in encoded
         )
         # A bare parameter, as in the original, where those decay and embeddings do not.
         self.level_embedding = nn.Parameter(torch.zeros(num_levels, feature_size))
-        self.layers = nn.ModuleList(
-            DeformableEncoderLayer(feature_size, num_heads, num_levels, ffn_dim, dropout) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(DeformableEncoderLayer(num_levels, sizes) for _ in range(num_layers))
         self.laterals = nn.ModuleList(ConvNorm(channels, feature_size, 1, activation=False) for channels in finer)
         self.outputs = nn.ModuleList(ConvNorm(feature_size, feature_size, 3, activation=True) for _ in finer)
         self.mask_projection = nn.Conv2d(feature_size, mask_feature_size, 1)
-        self.memory_channels = (feature_size,) * NUM_MEMORY_LEVELS
+        strides = facts.strides[::-1][:NUM_MEMORY_LEVELS]
+        self.memory = Facts((feature_size,) * len(strides), strides, facts.dims)
+
+    @classmethod
+    def from_config(cls, config: Any, facts: Facts) -> "DeformablePixelDecoder":
+        return cls(
+            facts,
+            config.feature_size,
+            config.mask_feature_size,
+            config.encoder_levels,
+            config.encoder_layers,
+            LayerSizes.of_encoder(config),
+        )
+
+    @staticmethod
+    def check(config: Any):
+        check_width(config, "feature_size")
 
     def init_weights(self):
         for part in (self.laterals, self.outputs, self.mask_projection):
@@ -82,22 +96,22 @@ class DeformablePixelDecoder(nn.Module):
             init.zeros_(convolution.bias)
         init.normal_(self.level_embedding)
 
-    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
-        """`features`: maps (B, C_s, H/s, W/s) of strides s = 4, 8, 16, 32."""
+    def forward(self, features: tuple[torch.Tensor, ...], ask: Ask) -> PixelDecoderOutput:
+        """`features`: maps (B, C, h, w) of the backbone, finest first."""
         coarsest_first = features[::-1]
         num_levels = len(self.input_projections)
-        maps, attentions = self.encode(coarsest_first[:num_levels], need_weights)
+        maps, attentions = self.encode(coarsest_first[:num_levels], ask)
         for lateral, output, feature in zip(self.laterals, self.outputs, coarsest_first[num_levels:], strict=True):
             upsampled = F.interpolate(maps[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(output(lateral(feature) + upsampled))
         return PixelDecoderOutput(
             self.mask_projection(maps[-1]),
             memory=tuple(maps[:NUM_MEMORY_LEVELS]),
-            attentions=attentions if need_weights else None,
+            attentions=attentions if ask.need_weights else None,
         )
 
     def encode(
-        self, features: tuple[torch.Tensor, ...], need_weights: bool
+        self, features: tuple[torch.Tensor, ...], ask: Ask
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         """The maps after the encoder, (B, C, h, w) each, and its attention weights."""
         maps = [project(feature) for project, feature in zip(self.input_projections, features, strict=True)]
@@ -111,15 +125,15 @@ class DeformablePixelDecoder(nn.Module):
             positions.append(position[0].flatten(1).T + self.level_embedding[level])
         position_SC = torch.cat(positions)
         attentions = []
-        for layer in self.layers:
+        for layer in self.layers[: ask.num_encoder_layers]:
             if torch.is_grad_enabled() and states_BSC.requires_grad:
                 # What the layers keep for the gradient is a third of what a training step keeps. Making it again is
                 # about an eighth of the arithmetic of a step.
                 states_BSC, weights = checkpoint(
-                    layer, states_BSC, position_SC, plan, need_weights, use_reentrant=False
+                    layer, states_BSC, position_SC, plan, ask.need_weights, use_reentrant=False
                 )
             else:
-                states_BSC, weights = layer(states_BSC, position_SC, plan, need_weights)
+                states_BSC, weights = layer(states_BSC, position_SC, plan, ask.need_weights)
             attentions.append(weights)
         encoded = states_BSC.split([height * width for height, width in sizes], dim=1)
         # In channels-last memory, which is how the cells lie.

@@ -1,12 +1,15 @@
 """MaskFormer's pixel decoders: a feature pyramid, optionally with a transformer encoder on its coarsest level."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import ConvNorm, TransformerEncoder, init_convolutions
-from .modeling_outputs import PixelDecoderOutput
+from .interfaces import Ask, Facts, PixelDecoderOutput
+from .layers import ConvNorm, init_convolutions
 from .position_encoding import sine_position_encoding
+from .transformer_layers import LayerSizes, TransformerEncoder, check_width
 
 
 class FPNPixelDecoder(nn.Module):
@@ -14,23 +17,30 @@ class FPNPixelDecoder(nn.Module):
 
     Its last step is a 3x3 convolution with bias; the paper says 1x1, the original code does not. The transformer
     decoder's memory is the backbone's own coarsest map.
+
+    A pixel decoder turns the backbone's maps into a `PixelDecoderOutput`. `memory` says what the maps of its memory are
+    like, coarsest first.
     """
 
-    def __init__(self, in_channels: list[int], feature_size: int, mask_feature_size: int):
+    def __init__(self, facts: Facts, feature_size: int, mask_feature_size: int):
         super().__init__()
-        *finer, coarsest = in_channels
+        *finer, coarsest = facts.channels
         self.stem = ConvNorm(coarsest, feature_size, 3, activation=True)
         # From coarse to fine, the order in which they are used.
         self.laterals = nn.ModuleList(ConvNorm(c, feature_size, 1, activation=False) for c in reversed(finer))
         self.outputs = nn.ModuleList(ConvNorm(feature_size, feature_size, 3, activation=True) for _ in finer)
         self.mask_projection = nn.Conv2d(feature_size, mask_feature_size, 3, padding=1)
-        self.memory_channels = (coarsest,)
+        self.memory = Facts((coarsest,), facts.strides[-1:], facts.dims)
+
+    @classmethod
+    def from_config(cls, config: Any, facts: Facts) -> "FPNPixelDecoder":
+        return cls(facts, config.feature_size, config.mask_feature_size)
 
     def init_weights(self):
         init_convolutions(self)
 
-    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
-        """`features`: maps (B, C_s, H/s, W/s) of strides s = 4, 8, 16, 32."""
+    def forward(self, features: tuple[torch.Tensor, ...], ask: Ask) -> PixelDecoderOutput:
+        """`features`: maps (B, C, h, w) of the backbone, finest first."""
         return PixelDecoderOutput(self.decode(features[-1], features[:-1]), memory=(features[-1],))
 
     def decode(self, coarsest: torch.Tensor, finer: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -45,28 +55,31 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     """The pyramid of the R50 and R101 panoptic models ("+6 Enc"): the encoder's result is both the start of the pyramid
     and the memory of the transformer decoder."""
 
-    def __init__(
-        self,
-        in_channels: list[int],
-        feature_size: int,
-        mask_feature_size: int,
-        num_layers: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        pre_norm: bool,
-    ):
-        super().__init__([*in_channels[:-1], feature_size], feature_size, mask_feature_size)
-        self.input_projection = nn.Conv2d(in_channels[-1], feature_size, 1)
-        self.encoder = TransformerEncoder(num_layers, feature_size, num_heads, ffn_dim, dropout, pre_norm)
+    def __init__(self, facts: Facts, feature_size: int, mask_feature_size: int, num_layers: int, sizes: LayerSizes):
+        encoded = facts._replace(channels=(*facts.channels[:-1], feature_size))
+        super().__init__(encoded, feature_size, mask_feature_size)
+        self.input_projection = nn.Conv2d(facts.channels[-1], feature_size, 1)
+        self.encoder = TransformerEncoder(num_layers, sizes)
 
-    def forward(self, features: tuple[torch.Tensor, ...], need_weights: bool = False) -> PixelDecoderOutput:
+    @classmethod
+    def from_config(cls, config: Any, facts: Facts) -> "TransformerFPNPixelDecoder":
+        sizes = LayerSizes.of_encoder(config)
+        return cls(facts, config.feature_size, config.mask_feature_size, config.encoder_layers, sizes)
+
+    @staticmethod
+    def check(config: Any):
+        check_width(config, "feature_size")
+
+    def forward(self, features: tuple[torch.Tensor, ...], ask: Ask) -> PixelDecoderOutput:
         projected = self.input_projection(features[-1])
         _, channels, height, width = projected.shape
         position = sine_position_encoding(height, width, channels, projected.device, projected.dtype)
         encoded, attentions = self.encoder(
-            projected.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2), need_weights
+            projected.flatten(2).transpose(1, 2),
+            position.flatten(2).transpose(1, 2),
+            ask.need_weights,
+            ask.num_encoder_layers,
         )
         memory = encoded.transpose(1, 2).unflatten(2, (height, width))
         embeddings = self.decode(memory, features[:-1])
-        return PixelDecoderOutput(embeddings, (memory,), attentions if need_weights else None)
+        return PixelDecoderOutput(embeddings, (memory,), attentions if ask.need_weights else None)

@@ -1,84 +1,92 @@
 """MaskFormer's query module: DETR's transformer decoder (https://arxiv.org/abs/2005.12872)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import Attention, FeedForward, TransformerEncoder, init_convolutions, keep_rows
-from .modeling_outputs import PixelDecoderOutput, TransformerDecoderOutput
+from .attention import Attention
+from .interfaces import Ask, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
+from .layers import init_convolutions, input_projection, keep_rows
 from .position_encoding import sine_position_encoding
+from .transformer_layers import FeedForward, LayerSizes, TransformerEncoder, TransformerLayer, check_width
 
 
-class DetrDecoderLayer(GradientCheckpointingLayer):
+class DetrDecoderLayer(TransformerLayer):
     """Self-attention of the queries, cross-attention to the memory, feed-forward network."""
 
-    def __init__(self, hidden_size: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.self_attn = Attention(hidden_size, num_heads, dropout)
-        self.self_attn_norm = nn.LayerNorm(hidden_size)
-        self.cross_attn = Attention(hidden_size, num_heads, dropout)
-        self.cross_attn_norm = nn.LayerNorm(hidden_size)
-        self.ffn = FeedForward(hidden_size, ffn_dim, dropout)
-        self.ffn_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+    def __init__(self, sizes: LayerSizes):
+        super().__init__(sizes)
+        self.self_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
+        self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.cross_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
+        self.cross_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
+        self.ffn_norm = nn.LayerNorm(sizes.hidden_size)
 
     def forward(
         self,
-        queries_BQC: torch.Tensor,
+        queries_BRC: torch.Tensor,
         memory_BSC: torch.Tensor,
         memory_key_BSC: torch.Tensor,
-        query_position_QC: torch.Tensor,
+        query_position: torch.Tensor,
         need_weights: bool = False,
+        attended: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        def before(states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-            return norm(states) if self.pre_norm else states
+        """Queries, and the weights of self- and cross-attention. `attended` is the mask of self-attention."""
+        normed = self.before(queries_BRC, self.self_attn_norm)
+        positioned = normed + query_position
+        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights, attended)
+        queries_BRC = self.add(queries_BRC, update, self.self_attn_norm)
 
-        def add(states: torch.Tensor, update: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-            states = states + self.dropout(update)
-            return states if self.pre_norm else norm(states)
-
-        normed = before(queries_BQC, self.self_attn_norm)
-        positioned = normed + query_position_QC
-        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights)
-        queries_BQC = add(queries_BQC, update, self.self_attn_norm)
-
-        positioned = before(queries_BQC, self.cross_attn_norm) + query_position_QC
+        positioned = self.before(queries_BRC, self.cross_attn_norm) + query_position
         update, cross_weights = self.cross_attn(positioned, memory_key_BSC, memory_BSC, need_weights)
-        queries_BQC = add(queries_BQC, update, self.cross_attn_norm)
+        queries_BRC = self.add(queries_BRC, update, self.cross_attn_norm)
 
-        update = self.ffn(before(queries_BQC, self.ffn_norm))
-        return add(queries_BQC, update, self.ffn_norm), self_weights, cross_weights
+        update = self.ffn(self.before(queries_BRC, self.ffn_norm))
+        return self.add(queries_BRC, update, self.ffn_norm), self_weights, cross_weights
 
 
 class DetrTransformerDecoder(nn.Module):
-    """Queries start as zeros and learn only their position; every layer's result passes the same final LayerNorm."""
+    """Queries start as zeros and learn only their position; every layer's result passes the same final LayerNorm.
 
-    def __init__(
-        self,
-        memory_channels: int,
-        hidden_size: int,
-        num_queries: int,
-        num_layers: int,
-        num_encoder_layers: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        pre_norm: bool,
-        enforce_input_projection: bool,
-    ):
+    A transformer decoder turns a `PixelDecoderOutput` into a `TransformerDecoderOutput`, with the queries of the layers
+    that `Ask` asks for and of extra queries, if it is given any, in front of its own.
+    """
+
+    # The head makes the masks.
+    has_mask_head = False
+
+    def __init__(self, config: Any, memory: Facts):
         super().__init__()
-        project = enforce_input_projection or memory_channels != hidden_size
-        self.input_projection = nn.Conv2d(memory_channels, hidden_size, 1) if project else nn.Identity()
-        self.encoder = TransformerEncoder(num_encoder_layers, hidden_size, num_heads, ffn_dim, dropout, pre_norm)
-        self.query_position = nn.Embedding(num_queries, hidden_size)
-        self.layers = nn.ModuleList(
-            DetrDecoderLayer(hidden_size, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(hidden_size)
+        sizes = LayerSizes.of_decoder(config)
+        self.input_projection = input_projection(memory.channels[0], config)
+        self.encoder = TransformerEncoder(config.decoder_encoder_layers, sizes)
+        self.query_position = nn.Embedding(config.num_queries, config.hidden_size)
+        self.layers = nn.ModuleList(DetrDecoderLayer(sizes) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    @classmethod
+    def from_config(
+        cls, config: Any, facts: Facts, memory: Facts, make_mask_head: Callable[[], nn.Module]
+    ) -> "DetrTransformerDecoder":
+        """
+        Args:
+            facts: The backbone's maps.
+            memory: The maps that the pixel decoder hands over.
+            make_mask_head: For decoders whose layers need masks; their `has_mask_head` is true.
+        """
+        return cls(config, memory)
+
+    @staticmethod
+    def check(config: Any):
+        if config.kind == "clip":
+            raise ValueError(
+                "`transformer_decoder='detr'` attends to one image at a time: choose 'masked' for a model of clips."
+            )
+        check_width(config, "hidden_size")
 
     def init_weights(self):
         init_convolutions(self)
@@ -93,12 +101,11 @@ class DetrTransformerDecoder(nn.Module):
         self.query_position = keep_rows(new, old, rows)
 
     def forward(
-        self, pixels: PixelDecoderOutput, every_layer: bool, need_weights: bool = False
+        self, pixels: PixelDecoderOutput, ask: Ask, extra: ExtraQueries | None = None
     ) -> TransformerDecoderOutput:
-        """Query the first level of the memory of `pixels`, (B, C, h, w).
-
-        `every_layer`: return the queries of all layers and not only those of the last.
-        """
+        """Query the first level of the memory of `pixels`, (B, C, h, w)."""
+        if extra is not None and extra.masks is not None:
+            raise ValueError("Extra queries with masks need a decoder that attends within masks, such as 'masked'.")
         states = self.input_projection(pixels.memory[0])
         batch_size, channels, height, width = states.shape
         position = sine_position_encoding(height, width, channels, states.device, states.dtype)
@@ -106,21 +113,21 @@ class DetrTransformerDecoder(nn.Module):
         memory_BSC, _ = self.encoder(states.flatten(2).transpose(1, 2), position_BSC)
         memory_key_BSC = memory_BSC + position_BSC
 
-        query_position_QC = self.query_position.weight
-        queries_BQC = torch.zeros_like(query_position_QC).expand(batch_size, -1, -1)
+        query_position = self.query_position.weight
+        start_BQC = torch.zeros_like(query_position).expand(batch_size, -1, -1)
+        queries_BRC, query_position, attended = join_queries(start_BQC, query_position, extra)
         results, attentions, cross_attentions = [], [], []
-        for layer in self.layers:
-            queries_BQC, self_weights, cross_weights = layer(
-                queries_BQC, memory_BSC, memory_key_BSC, query_position_QC, need_weights
+        layers = self.layers[: ask.num_decoder_layers]
+        for number, layer in enumerate(layers, start=1):
+            queries_BRC, self_weights, cross_weights = layer(
+                queries_BRC, memory_BSC, memory_key_BSC, query_position, ask.need_weights, attended
             )
             attentions.append(self_weights)
             cross_attentions.append(cross_weights)
-            if every_layer:
-                results.append(self.norm(queries_BQC))
-        if not every_layer:
-            results.append(self.norm(queries_BQC))
+            if ask.every_layer or number == len(layers):
+                results.append(self.norm(queries_BRC))
         return TransformerDecoderOutput(
             tuple(results),
-            tuple(attentions) if need_weights else None,
-            tuple(cross_attentions) if need_weights else None,
+            tuple(attentions) if ask.need_weights else None,
+            tuple(cross_attentions) if ask.need_weights else None,
         )

@@ -2,61 +2,90 @@
 images or, in space and time, of clips (Mask2Former-VIS, https://arxiv.org/abs/2112.10764, section 2.1)."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .layers import MLP, Attention, FeedForward, PackedAttention, init_convolutions
-from .modeling_outputs import PixelDecoderOutput, TransformerDecoderOutput
+from .attention import Attention, PackedAttention
+from .interfaces import Ask, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
+from .layers import init_convolutions, input_projection
 from .position_encoding import clip_position_encoding, sine_position_encoding
+from .transformer_layers import FeedForward, LayerSizes, TransformerLayer, check_width
 
 
-class MaskedDecoderLayer(GradientCheckpointingLayer):
+class MemoryLevel(NamedTuple):
+    """One map that queries attend to, with its S cells in one row; those of the T frames of a clip one after the other.
+
+    states: (B, S, C).
+    keys: The same with their positions, (B, S, C).
+    size: (h, w), or (T, h, w).
+    """
+
+    states: torch.Tensor
+    keys: torch.Tensor
+    size: tuple[int, ...]
+
+
+class MaskedCrossAttention(PackedAttention):
+    """Multi-head attention of each query to the cells of its mask.
+
+    A cross-attention takes positioned queries (B, R, C), a `MemoryLevel` and which cells each query may attend to,
+    (B, R, S) bool with at least one cell each. It returns the update of the queries, and weights if asked for.
+    """
+
+    @classmethod
+    def from_config(cls, config: Any) -> "MaskedCrossAttention":
+        return cls(config.hidden_size, config.num_attention_heads, config.dropout)
+
+    def forward(  # pyrefly: ignore[bad-override]
+        self, queries_BRC: torch.Tensor, level: MemoryLevel, attended_BRS: torch.Tensor, need_weights: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return super().forward(queries_BRC, level.keys, level.states, need_weights, attended_BRS[:, None])
+
+
+class MaskedDecoderLayer(TransformerLayer):
     """Masked cross-attention to the memory, self-attention of the queries, feed-forward network."""
 
-    def __init__(self, hidden_size: int, num_heads: int, ffn_dim: int, dropout: float, pre_norm: bool):
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.cross_attn = PackedAttention(hidden_size, num_heads, dropout)
-        self.cross_attn_norm = nn.LayerNorm(hidden_size)
-        self.self_attn = Attention(hidden_size, num_heads, dropout)
-        self.self_attn_norm = nn.LayerNorm(hidden_size)
-        self.ffn = FeedForward(hidden_size, ffn_dim, dropout)
-        self.ffn_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+    def __init__(self, sizes: LayerSizes, cross_attention: nn.Module):
+        super().__init__(sizes)
+        self.cross_attn = cross_attention
+        self.cross_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.self_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
+        self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
+        self.ffn_norm = nn.LayerNorm(sizes.hidden_size)
 
     def forward(
         self,
-        queries_BQC: torch.Tensor,
+        queries_BRC: torch.Tensor,
         memory_BSC: torch.Tensor,
         memory_key_BSC: torch.Tensor,
-        query_position_QC: torch.Tensor,
-        seen_BQS: torch.Tensor,
+        memory_size: tuple[int, ...],
+        query_position: torch.Tensor,
+        attended_BRS: torch.Tensor,
         need_weights: bool = False,
+        attended: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """`seen_BQS`: which cells of the memory each query attends to, bool."""
+        """Queries, and the weights of self- and cross-attention.
 
-        def before(states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-            return norm(states) if self.pre_norm else states
+        `attended_BRS`: which cells of the memory each query attends to. `attended`: the mask of self-attention. The
+        tensors of the memory come one by one, because reentrant checkpointing finds no gradient inside of a tuple.
+        """
+        level = MemoryLevel(memory_BSC, memory_key_BSC, memory_size)
+        positioned = self.before(queries_BRC, self.cross_attn_norm) + query_position
+        update, cross_weights = self.cross_attn(positioned, level, attended_BRS, need_weights)
+        queries_BRC = self.add(queries_BRC, update, self.cross_attn_norm)
 
-        def add(states: torch.Tensor, update: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-            states = states + self.dropout(update)
-            return states if self.pre_norm else norm(states)
+        normed = self.before(queries_BRC, self.self_attn_norm)
+        positioned = normed + query_position
+        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights, attended)
+        queries_BRC = self.add(queries_BRC, update, self.self_attn_norm)
 
-        positioned = before(queries_BQC, self.cross_attn_norm) + query_position_QC
-        update, cross_weights = self.cross_attn(positioned, memory_key_BSC, memory_BSC, need_weights, seen_BQS)
-        queries_BQC = add(queries_BQC, update, self.cross_attn_norm)
-
-        normed = before(queries_BQC, self.self_attn_norm)
-        positioned = normed + query_position_QC
-        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights)
-        queries_BQC = add(queries_BQC, update, self.self_attn_norm)
-
-        update = self.ffn(before(queries_BQC, self.ffn_norm))
-        return add(queries_BQC, update, self.ffn_norm), self_weights, cross_weights
+        update = self.ffn(self.before(queries_BRC, self.ffn_norm))
+        return self.add(queries_BRC, update, self.ffn_norm), self_weights, cross_weights
 
 
 class MaskedTransformerDecoder(nn.Module):
@@ -66,34 +95,35 @@ class MaskedTransformerDecoder(nn.Module):
     one to attend within. The original counts L + 1 layers.
     """
 
-    def __init__(
-        self,
-        memory_channels: Sequence[int],
-        hidden_size: int,
-        mask_feature_size: int,
-        num_queries: int,
-        num_layers: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
-        pre_norm: bool,
-        enforce_input_projection: bool,
-    ):
+    # Its layers need masks, and the head takes those.
+    has_mask_head = True
+
+    def __init__(self, config: Any, memory: Facts, mask_head: nn.Module, cross_attentions: Sequence[nn.Module]):
+        """`cross_attentions`: One a layer."""
         super().__init__()
-        self.input_projections = nn.ModuleList(
-            nn.Conv2d(channels, hidden_size, 1)
-            if enforce_input_projection or channels != hidden_size
-            else nn.Identity()
-            for channels in memory_channels
-        )
-        self.level_embedding = nn.Embedding(len(memory_channels), hidden_size)
-        self.query_features = nn.Embedding(num_queries, hidden_size)
-        self.query_position = nn.Embedding(num_queries, hidden_size)
-        self.layers = nn.ModuleList(
-            MaskedDecoderLayer(hidden_size, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(hidden_size)
-        self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
+        sizes = LayerSizes.of_decoder(config)
+        self.input_projections = nn.ModuleList(input_projection(channels, config) for channels in memory.channels)
+        self.level_embedding = nn.Embedding(len(memory.channels), config.hidden_size)
+        self.query_features = nn.Embedding(config.num_queries, config.hidden_size)
+        self.query_position = nn.Embedding(config.num_queries, config.hidden_size)
+        self.layers = nn.ModuleList(MaskedDecoderLayer(sizes, attention) for attention in cross_attentions)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        # The name that its weights have in every checkpoint.
+        self.mask_embedder: Any = mask_head
+
+    @staticmethod
+    def check(config: Any):
+        if config.is_per_pixel:
+            raise ValueError(
+                "`transformer_decoder='masked'` attends within masks of queries, which a per-pixel model does not have: "
+                "choose 'detr', or None."
+            )
+        check_width(config, "hidden_size")
+        if config.decoder_encoder_layers:
+            raise ValueError(
+                "`transformer_decoder='masked'` has no encoder in front: `decoder_encoder_layers` must be 0, got "
+                f"{config.decoder_encoder_layers}."
+            )
 
     def init_weights(self):
         init_convolutions(self)
@@ -101,97 +131,85 @@ class MaskedTransformerDecoder(nn.Module):
             init.normal_(embedding.weight)
 
     def forward(
-        self,
-        pixels: PixelDecoderOutput,
-        every_layer: bool,
-        need_weights: bool = False,
-        num_frames: int | None = None,
+        self, pixels: PixelDecoderOutput, ask: Ask, extra: ExtraQueries | None = None
     ) -> TransformerDecoderOutput:
         """Query the memory of `pixels`, maps (B, C, h, w), within masks that its pixel embeddings make.
 
-        Args:
-            every_layer: Return the queries of all layers, the learned ones included, and not only those of the last.
-            num_frames: T, if the maps are those of the frames of clips, (B T, C, h, w): a query then attends to all
-                frames of its clip at once.
+        For clips the maps are those of their frames, (B T, C, h, w): a query then attends to all frames of its clip at
+        once.
         """
-        memory, positions, embeddings = [], [], []
-        for level, (feature, project) in enumerate(zip(pixels.memory, self.input_projections, strict=True)):
-            states = project(feature)
-            _, channels, height, width = states.shape
-            if num_frames is None:
-                position = sine_position_encoding(height, width, channels, states.device, states.dtype)
-            else:
-                position = clip_position_encoding(num_frames, height, width, channels, states.device, states.dtype)
-            memory.append(_cells(states, num_frames) + self.level_embedding.weight[level])
-            positions.append(_cells(position, num_frames))
-            embeddings.append(_cells(resize_embeddings(pixels.embeddings, (height, width)), num_frames).transpose(1, 2))
-        return self.decode(memory, positions, embeddings, every_layer, need_weights)
-
-    def decode(
-        self,
-        memory_BSC: Sequence[torch.Tensor],
-        positions_BSC: Sequence[torch.Tensor],
-        embeddings_BCS: Sequence[torch.Tensor],
-        every_layer: bool,
-        need_weights: bool,
-    ) -> TransformerDecoderOutput:
-        """The same for a memory whose cells lie in one row, be they of one image or of all frames of a clip.
-
-        Args:
-            memory_BSC: Each level's cells.
-            positions_BSC: Their position encodings, (B or 1, S, C).
-            embeddings_BCS: The pixel embeddings there.
-        """
-        memory_key_BSC = [states + position for states, position in zip(memory_BSC, positions_BSC, strict=True)]
-        query_position_QC = self.query_position.weight
-        queries_BQC = self.query_features.weight.expand(memory_BSC[0].shape[0], -1, -1)
+        levels = self._levels(pixels, ask)
+        pixels_BCS = [
+            _cells(self.mask_embedder.at_size(pixels, level.size[-2:]), ask).transpose(1, 2) for level in levels
+        ]
+        own_BQC = self.query_features.weight.expand(len(levels[0].states), -1, -1)
+        queries_BRC, query_position, attended = join_queries(own_BQC, self.query_position.weight, extra)
+        forced_BES = [_forced(extra, level.size) for level in levels]
         results, mask_embeddings, attentions, cross_attentions = [], [], [], []
-        for number, layer in enumerate(self.layers):
-            normed_BQC = self.norm(queries_BQC)
-            embedded_BQC = self.mask_embedder(normed_BQC)
-            if every_layer:
-                results.append(normed_BQC)
-                mask_embeddings.append(embedded_BQC)
-            level = number % len(memory_BSC)
-            queries_BQC, self_weights, cross_weights = layer(
-                queries_BQC,
-                memory_BSC[level],
-                memory_key_BSC[level],
-                query_position_QC,
-                within_masks(embedded_BQC, embeddings_BCS[level]),
-                need_weights,
+        for number, layer in enumerate(self.layers[: ask.num_decoder_layers]):
+            normed_BRC = self.norm(queries_BRC)
+            embedded_BRC = self.mask_embedder(normed_BRC)
+            if ask.every_layer:
+                results.append(normed_BRC)
+                mask_embeddings.append(embedded_BRC)
+            index = number % len(levels)
+            inside_BRS = self.mask_embedder.inside(embedded_BRC, pixels_BCS[index])
+            queries_BRC, self_weights, cross_weights = layer(
+                queries_BRC,
+                *levels[index],
+                query_position,
+                attended_cells(inside_BRS, forced_BES[index]),
+                ask.need_weights,
+                attended,
             )
             attentions.append(self_weights)
             cross_attentions.append(cross_weights)
-        results.append(self.norm(queries_BQC))
+        results.append(self.norm(queries_BRC))
         mask_embeddings.append(self.mask_embedder(results[-1]))
         return TransformerDecoderOutput(
             tuple(results),
-            tuple(attentions) if need_weights else None,
-            tuple(cross_attentions) if need_weights else None,
-            tuple(mask_embeddings),
+            tuple(attentions) if ask.need_weights else None,
+            tuple(cross_attentions) if ask.need_weights else None,
+            self.mask_embedder.masks(torch.stack(mask_embeddings), pixels, ask),
         )
 
+    def _levels(self, pixels: PixelDecoderOutput, ask: Ask) -> list[MemoryLevel]:
+        levels = []
+        for number, (feature, project) in enumerate(zip(pixels.memory, self.input_projections, strict=True)):
+            maps = project(feature)
+            channels, height, width = maps.shape[1:]
+            size: tuple[int, ...] = (height, width)
+            if ask.num_frames is None:
+                position = sine_position_encoding(height, width, channels, maps.device, maps.dtype)
+            else:
+                size = (ask.num_frames, *size)
+                position = clip_position_encoding(ask.num_frames, height, width, channels, maps.device, maps.dtype)
+            states = _cells(maps, ask) + self.level_embedding.weight[number]
+            levels.append(MemoryLevel(states, states + _cells(position, ask), size))
+        return levels
 
-def _cells(maps_BChw: torch.Tensor, num_frames: int | None) -> torch.Tensor:
+
+def _cells(maps_BChw: torch.Tensor, ask: Ask) -> torch.Tensor:
     """The cells of maps in one row, (B, h w, C); those of the T frames of a clip one after the other, (B, T h w, C)."""
     cells_BSC = maps_BChw.flatten(2).transpose(1, 2)
-    return cells_BSC if num_frames is None else cells_BSC.unflatten(0, (-1, num_frames)).flatten(1, 2)
+    return cells_BSC if ask.num_frames is None else cells_BSC.unflatten(0, (-1, ask.num_frames)).flatten(1, 2)
 
 
 @torch.no_grad()
-def resize_embeddings(embeddings_BChw: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Pixel embeddings at the size of a level, so that masks are made at that size and not resized to it: both steps
-    are linear, and the result is the same."""
-    return F.interpolate(embeddings_BChw.detach(), size=tuple(size), mode="bilinear", align_corners=False)
+def attended_cells(inside_BRS: torch.Tensor, forced_BES: torch.Tensor | None = None) -> torch.Tensor:
+    """Which cells each query attends to, (B, R, S) bool: those inside its mask, or all of them where a mask is empty.
 
-
-@torch.no_grad()
-def within_masks(mask_embeddings_BQC: torch.Tensor, embeddings_BCS: torch.Tensor) -> torch.Tensor:
-    """Which cells lie in the mask of each query, (B, Q, S) bool; all of them where a mask is empty.
-
-    No gradient passes, and the mask of one query is that of all attention heads.
+    `forced_BES` takes the place of the masks of the first E queries. No gradient passes, and the mask of one query is
+    that of all attention heads.
     """
-    # A probability of at least 0.5.
-    inside_BQS = mask_embeddings_BQC.detach() @ embeddings_BCS >= 0
-    return inside_BQS | ~inside_BQS.any(-1, keepdim=True)
+    if forced_BES is not None:
+        inside_BRS = torch.cat((forced_BES, inside_BRS[:, forced_BES.shape[1] :]), dim=1)
+    return inside_BRS | ~inside_BRS.any(-1, keepdim=True)
+
+
+def _forced(extra: ExtraQueries | None, size: Sequence[int]) -> torch.Tensor | None:
+    """The cells of a level that the masks of extra queries touch, (B, E, S)."""
+    if extra is None or extra.masks is None:
+        return None
+    share = F.interpolate(extra.masks.float(), size=tuple(size), mode="area")
+    return (share > 1e-8).flatten(2)

@@ -21,9 +21,9 @@ from .image_processing_maskformer import (
     MaskFormerHfImageProcessor,
     MaskFormerHfImageProcessorKwargs,
     as_tensor,
-    resize_nearest,
 )
 from .post_processing import best_tracks, encode_coco_rle, image_geometries, tube_masks
+from .resize import resize_nearest
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
