@@ -17,6 +17,7 @@ from .backbone import load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import MaskFormerHfConfig
 from .labels import LABEL_FIELDS, matching_labels
 from .remote_code import CodeOnTheHub
+from .saved_facts import update_saved_processor
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,12 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         base_model: Any = model.base_model
         load_pretrained_backbone(base_model.backbone, source, backbone_weights)
         return model
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers. A processor of ours that is saved there takes over what this model says about results."""
+        if is_main_process:
+            update_saved_processor(save_directory, self.config)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def get_input_embeddings(self) -> Any:
         """None: no table of tokens. FSDP through Accelerate asks."""

@@ -30,6 +30,7 @@ from ..inference.load import checkpoint_path
 from ..model_card import write_model_card
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of, sees_clips
+from ..models.result_options import facts_of
 from .arguments import DataArguments, ModelArguments, Recipe
 from .evaluation import check_classes, write_json
 
@@ -194,9 +195,8 @@ def build_processor(arguments: ModelArguments, config: Any) -> Any:
     else:
         processor = processor_class()
     fields = processor.to_dict()
-    # Facts about the classes, but both need them: the processor post-processes without seeing the model.
-    if config.label_ids_to_fuse is not None:
-        fields["label_ids_to_fuse"] = config.label_ids_to_fuse
+    # The processor makes results without seeing the model.
+    fields |= facts_of(config)
     if processor.num_labels is not None:
         fields["num_labels"] = config.num_labels
     return processor_class.from_dict({**fields, **arguments.image_processor})
