@@ -28,7 +28,7 @@ import maskformer_hf
 from builders import tiny_transformers_config
 from layouts import LAYOUTS
 from maskformer_hf.cli import app
-from maskformer_hf.conversion.detectron2 import read_checkpoint
+from maskformer_hf.conversion.safe_reader import read_checkpoint
 from maskformer_hf.data import FORMATS, open_dataset
 from maskformer_hf.inference import load
 from maskformer_hf.models.modeling_maskformer import PIXEL_DECODERS

@@ -4,7 +4,9 @@ Importing this package registers its models with transformers' Auto classes and 
 """
 
 import sys
+import sysconfig
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -188,16 +190,18 @@ def _check_torchvision() -> None:
 
 
 def _starts_command_line() -> bool:
-    """Whether this process is our own command, which imports torch only once it knows that it needs it."""
-    arguments = sys.orig_argv[1:3]
-    if arguments == ["-m", "maskformer_hf"]:
-        return True
-    if not arguments or not arguments[0].endswith("maskformer"):
-        return False
-    import sysconfig
-    from pathlib import Path
+    """Whether this process is the `maskformer` script or `python -m maskformer_hf`, which register nothing.
 
-    return Path(arguments[0]).resolve() == Path(sysconfig.get_path("scripts"), "maskformer").resolve()
+    Registering takes seconds, because transformers can only be told of classes that are imported already, and
+    `maskformer --help` needs none. Both ways to start import this file before a line of the command runs, so the
+    arguments of the process are all there is to know it by.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":
+        # Python's placeholder while it looks for the module, whose name stands before the arguments.
+        return sys.orig_argv[-len(sys.argv) :][:1] == [__name__]
+    scripts = Path(sysconfig.get_path("scripts")).resolve()
+    return Path(program).stem == "maskformer" and Path(program).resolve().parent == scripts
 
 
 if not _starts_command_line():

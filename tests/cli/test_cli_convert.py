@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from command_line import one_line_error
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, load
-from maskformer_hf.cli import app
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 RESNET, SWIN = GOLDEN / "maskformer_r50_fpn", GOLDEN / "maskformer_swin_tenc"
@@ -21,10 +20,8 @@ FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
 @pytest.fixture
-def convert(tmp_path, monkeypatch):
-    """Run the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, ["convert", *map(str, arguments)])
+def convert(run):
+    return lambda *arguments: run("convert", *arguments)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -263,16 +260,6 @@ def write_mistakes(folder: Path):
     dump = json.loads((RESNET / "config.json").read_text())
     dump["INPUT"]["FORMAT"] = "BGR"
     (folder / "bgr.json").write_text(json.dumps(dump))
-
-
-def one_line_error(result) -> str:
-    assert result.exit_code == 1, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("maskformer: ")
-    assert result.stdout == ""
-    return lines[0]
 
 
 def test_help_has_examples(convert):

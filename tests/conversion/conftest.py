@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from maskformer_hf.conversion.detectron2 import tensor_names
+from maskformer_hf.conversion.detectron2_names import tensor_names
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from builders import resnet, swin
-from maskformer_hf.conversion.architecture import differences, infer_config, matching_preset, same_size_presets
-from maskformer_hf.conversion.detectron2 import config_from_detectron2, read_checkpoint
+from maskformer_hf.conversion.architecture import infer_config
+from maskformer_hf.conversion.detectron2_config import config_from_detectron2
+from maskformer_hf.conversion.preset_matching import differences, matching_preset, same_size_presets
+from maskformer_hf.conversion.safe_reader import read_checkpoint
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.presets import MASK2FORMER, PRESETS
@@ -279,7 +281,7 @@ MISTAKES = {
             "backbone.stem.conv1.weight": torch.zeros(8, 3, 7, 7),
             "backbone.res2.0.conv1.weight": torch.zeros(1),
         },
-        r"two convolutions a block \(18 or 34 layers\)",
+        r"two convolutions per block \(18 or 34 layers\)",
     ),
 }
 

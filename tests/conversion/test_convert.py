@@ -13,7 +13,8 @@ from maskformer_hf import (
     MaskFormerVideoProcessor,
     PerPixelBaselineConfig,
 )
-from maskformer_hf.conversion.convert import convert_detectron2, summary
+from maskformer_hf.conversion.convert import convert_detectron2
+from maskformer_hf.conversion.summary import summary
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
 

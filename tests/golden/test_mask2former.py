@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskformer_hf.conversion.detectron2 import tensor_names
+from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.result_options import ResultOptions
 from maskformer_hf.models.results import results_of
 

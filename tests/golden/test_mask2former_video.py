@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from maskformer_hf import MaskFormerForVideoSegmentation, MaskFormerVideoProcessor
-from maskformer_hf.conversion.detectron2 import load_detectron2, tensor_names
+from maskformer_hf.conversion.detectron2 import load_detectron2
+from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.position_encoding import clip_position_encoding
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "golden" / "mask2former_video_swin"

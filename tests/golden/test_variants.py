@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from maskformer_hf.conversion.detectron2 import RESNET_DEPTHS, config_from_detectron2, convert_state_dict, tensor_names
+from maskformer_hf.conversion.detectron2 import convert_state_dict
+from maskformer_hf.conversion.detectron2_config import RESNET_DEPTHS, config_from_detectron2
+from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"

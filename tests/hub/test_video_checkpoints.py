@@ -78,7 +78,7 @@ def test_the_card_says_how_videos_are_segmented(checkpoint, tmp_path):
 
 
 def test_what_is_no_image_model_is_not_exported(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="is a model of videos, of which nothing is exported"):
+    with pytest.raises(ValueError, match="is a model of videos, which cannot be exported"):
         export_checkpoint(checkpoint, tmp_path / "model.pt2", "torch-export")
 
 

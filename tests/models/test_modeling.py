@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel
 
 from builders import resnet, swin, timm_backbone
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
-from maskformer_hf.models import mask_losses, matcher
+from maskformer_hf.models import dense_workspace, matcher
+from maskformer_hf.models.at_once import AtOnce
 from maskformer_hf.presets import MASK2FORMER
 from tensors import LargestTensor
 
@@ -102,8 +103,8 @@ class ModelContract:
             assert torch.isfinite(parameter.grad).all(), name
 
     def test_a_step_makes_the_masks_of_one_layer_at_a_time(self, monkeypatch):
-        monkeypatch.setattr(matcher, "CHUNK", (2**14, 2**14))
-        monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**14)
+        monkeypatch.setattr(matcher, "VALUES_AT_ONCE", AtOnce(2**14, 2**14))
+        monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(2**14, 2**14))
         model = self.model(num_queries=100, decoder_layers=3).train()
         with LargestTensor() as largest:
             outputs = model(self.images(128, 192), **self.targets(128, 192))

@@ -201,7 +201,10 @@ def test_training_starts_from_a_model_of_images(source, tmp_path):
 
 
 def test_a_maskformer_cannot_see_videos(tmp_path, tiny_checkpoint):
-    with pytest.raises(ValueError, match=r"`transformer_decoder` must be one of \['masked'\], got 'detr'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`transformer_decoder='detr'` attends to one image at a time: choose 'masked' for a model of clips",
+    ):
         Model.from_pretrained(tiny_checkpoint)
     Config(backbone_config=copy.deepcopy(RESNET)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'maskformer_hf_video' model; only 'maskformer_hf' and transformers'"):
@@ -222,7 +225,10 @@ def test_encoding_of_time():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"transformer_decoder": "detr"}, r"`transformer_decoder` must be one of \['masked'\], got 'detr'"),
+        (
+            {"transformer_decoder": "detr"},
+            r"`transformer_decoder='detr'` attends to one image at a time: choose 'masked' for a model of clips",
+        ),
         ({"task": "panoptic"}, r"`task` must be one of \['instance'\], got 'panoptic'"),
     ],
 )

@@ -339,7 +339,8 @@ class TestPerPixelBaselinePlus(PerPixelContract):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"transformer_decoder": "deformable"}, r"`transformer_decoder` must be one of \[None, 'detr'\]"),
+        ({"transformer_decoder": "deformable"}, r"`transformer_decoder` must be one of \[None, 'detr', 'masked'\]"),
+        ({"transformer_decoder": "masked"}, r"`transformer_decoder='masked'` attends within masks of queries"),
         ({"task": "panoptic"}, r"`task` must be one of \['semantic'\], got 'panoptic'"),
         ({"num_labels": 847}, "`semantic_loss_ignore_index`=255 is one of the 847 labels"),
     ],

@@ -1,1 +1,1 @@
-"""Checkpoints of other code bases, made ours."""
+"""Checkpoints of other code bases: the original's files become ours, and ours become transformers'."""

@@ -1,4 +1,4 @@
-"""Backbones pretrained on ImageNet as Detectron2 has them: what the original's trainings started from."""
+"""Backbones that were pretrained on ImageNet, in Detectron2's files: where the original's training starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
-from .detectron2 import read_checkpoint, tensor_names
+from .detectron2_names import tensor_names
+from .safe_reader import read_checkpoint
 
-# Norms that Detectron2's Swin, like ours, adds behind the stages of the classifier: they start as identities.
+# Detectron2's Swin and ours add norms to the outputs of its stages, which no classifier has: they start as identities.
 _NEW = "hidden_states_norms."
 
 
@@ -17,13 +18,13 @@ def load_detectron2_backbone(path: str | Path, model: Any) -> int:
     """Fill the backbone of a model and return how many tensors were loaded.
 
     Args:
-        path: The `.pkl` of a ResNet (R-50.pkl and R-101.pkl of `ImageNetPretrained/torchvision`, R-103.pkl of
-            `DeepLab`) or what the original's tools/convert-pretrained-swin-model-to-d2.py makes of a Swin. Classifiers
-            are left out.
+        path: The `.pkl` of a ResNet (R-50.pkl and R-101.pkl from `ImageNetPretrained/torchvision`, R-103.pkl from
+            `DeepLab`), or of a Swin, as the original's tools/convert-pretrained-swin-model-to-d2.py writes it. The
+            classifier is left out.
         model: A model with a `resnet` or `swin` backbone.
 
     Raises:
-        ValueError: If a weight of the backbone would stay random, or has another shape.
+        ValueError: A weight of the backbone would stay random, or has another shape.
     """
     state = read_checkpoint(path)
     weights = _in_our_layout(state, model.config)

@@ -1,4 +1,4 @@
-"""A folder that is written as a whole or not at all. Needs no torch, so that a wrong --output is told at once."""
+"""A folder that is written as a whole or not at all. Needs no torch, so that a wrong --output is refused at once."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def check_output(output: Path, force: bool):
-    """Refuse a folder that holds something, unless by force, before any work is done for it."""
+    """Refuse a folder that is not empty, unless `force`, before any work is done for it."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{str(output)!r} is a file; give the name of a folder")
     if not force and output.is_dir() and any(output.iterdir()):
@@ -19,9 +19,9 @@ def check_output(output: Path, force: bool):
 
 @contextmanager
 def whole_folder(output: Path, force: bool = False) -> Iterator[Path]:
-    """A folder to write to, of which nothing appears in `output` before all of it is written.
+    """A folder to write to. Nothing of it appears in `output` before all of it is written.
 
-    Files in `output` that are not written anew stay.
+    Other files in `output` stay.
     """
     check_output(output, force)
     output = output.resolve()
@@ -31,7 +31,7 @@ def whole_folder(output: Path, force: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if output.is_dir():
-            # config.json last: without it no folder is taken for a checkpoint.
+            # config.json comes last: a folder without it is not taken for a checkpoint.
             for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, output / file.name)
         else:

@@ -1,5 +1,4 @@
-"""A checkpoint of ours in the layout of transformers' own MaskFormer or Mask2Former, for whoever does not have this
-package."""
+"""A checkpoint of ours as transformers' own MaskFormer or Mask2Former, for people who do not have this package."""
 
 import re
 from copy import deepcopy
@@ -22,8 +21,10 @@ from ..models.transformers_layout import (
     OWN_SECTION,
     WEIGHT_NAMES,
 )
+from .wording import shorten
 
-# Inside a block of a Swin: how transformers' MaskFormer still names what its newer Swin, our backbone, has renamed.
+# Names inside a block of a Swin. Our backbone is transformers' newer Swin, which renamed them; its MaskFormer has the
+# older Swin.
 SWIN_NAMES = {
     ".attention.self.query.": ".attention.q_proj.",
     ".attention.self.key.": ".attention.k_proj.",
@@ -33,7 +34,7 @@ SWIN_NAMES = {
     ".intermediate.dense.": ".mlp.fc1.",
     ".output.dense.": ".mlp.fc2.",
 }
-# Of logits, relative to the largest of them: more than rounding in any backbone, less than any mistake.
+# Largest difference of logits in shares of the largest logit: more than any backbone's rounding, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 
@@ -75,15 +76,15 @@ def _target(config: Any) -> _Target:
 
 
 def to_transformers(model: Ours) -> tuple[Theirs, float]:
-    """The same network with the same weights as a model of transformers, and how far their logits are apart.
+    """The same network with the same weights as a model of transformers, and how far their logits differ.
 
-    The largest absolute difference is that of all class and mask logits of one image of noise.
+    The difference is the largest absolute one over all class and mask logits for one image of noise.
 
     Args:
-        model: In float32, or the two differ by the rounding of less.
+        model: Should be in float32: with fewer bits the two round differently.
 
     Raises:
-        ValueError: If a part has no counterpart in transformers, which is named, or the two do not agree.
+        ValueError: A part, which is named, has no counterpart in transformers, or the two models do not agree.
     """
     model = model.eval()
     config: Any = model.config
@@ -92,7 +93,7 @@ def to_transformers(model: Ours) -> tuple[Theirs, float]:
         raise ValueError(f"transformers' {_target(config).name} has no counterpart of {'; nor of '.join(lacking)}.")
     theirs: Any = _target(config).model(transformers_config(config)).eval()
     theirs.to(model.dtype)
-    # Their model replaces the configuration of a Swin by that of another class, of which loading it would warn.
+    # Their model replaces the configuration of a Swin by one of another class, and loading that would warn.
     theirs.config.backbone_config = transformers_config(config).backbone_config
     theirs.load_state_dict(_state_dict(model, theirs))
     return theirs, _largest_difference(model, theirs)
@@ -100,29 +101,34 @@ def to_transformers(model: Ours) -> tuple[Theirs, float]:
 
 def _parts_without_counterpart(model: Ours) -> list[str]:
     config: Any = model.config
-    backbone = config.backbone_config
     if config.model_type != MaskFormerHfConfig.model_type:
         return [f"a {config.model_type!r} model"]
-    is_projected = model.model.pixel_decoder.memory_channels[0] != config.hidden_size
-    is_maskformer = _target(config).name == "MaskFormer"
+    target = _target(config)
     parts = {
-        f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != _target(config).pixel_decoder,
+        f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != target.pixel_decoder,
         f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder not in _TARGETS,
-        "pre_norm=True": is_maskformer and config.pre_norm,
-        f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already": (
-            is_maskformer and config.enforce_input_projection and not is_projected
-        ),
-        f"decoder_encoder_layers={config.decoder_encoder_layers}": config.decoder_encoder_layers > 0,
-        f"encoder_levels={config.encoder_levels}": not is_maskformer and config.encoder_levels != 3,
-        "the stem of R50c and R101c (backbone_config.stem_type='deep')": getattr(backbone, "stem_type", "basic")
-        == "deep",
-        f"dilations in the last stage (backbone_config.multi_grid={getattr(backbone, 'multi_grid', None)})": set(
-            getattr(backbone, "multi_grid", None) or [1]
-        )
-        != {1},
-        # There it adds them to images of the size it was pretrained with, and fails with any other.
-        "absolute position embeddings for images of any size (backbone_config.use_absolute_embeddings=True)": bool(
-            getattr(backbone, "use_absolute_embeddings", False)
+    }
+    if target.name == "MaskFormer":
+        # Mask2Former has both there.
+        is_projected = model.model.pixel_decoder.memory_channels[0] != config.hidden_size
+        name = f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already"
+        parts["pre_norm=True"] = config.pre_norm
+        parts[name] = config.enforce_input_projection and not is_projected
+    else:
+        parts[f"encoder_levels={config.encoder_levels}"] = config.encoder_levels != 3
+    parts[f"decoder_encoder_layers={config.decoder_encoder_layers}"] = config.decoder_encoder_layers > 0
+    return [part for part, is_there in parts.items() if is_there] + _backbone_without_counterpart(config)
+
+
+def _backbone_without_counterpart(config: Any) -> list[str]:
+    backbone = config.backbone_config
+    dilations = getattr(backbone, "multi_grid", None)
+    parts = {
+        "the stem of R50c and R101c (backbone_config.stem_type='deep')": getattr(backbone, "stem_type", None) == "deep",
+        f"dilations in the last stage (backbone_config.multi_grid={dilations})": set(dilations or [1]) != {1},
+        # There they only fit images of the size that the backbone was pretrained with. Any other size fails.
+        "absolute position embeddings for images of any size (backbone_config.use_absolute_embeddings=True)": getattr(
+            backbone, "use_absolute_embeddings", False
         ),
     }
     return [part for part, is_there in parts.items() if is_there]
@@ -132,7 +138,7 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
 
 
 def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerConfig | transformers.Mask2FormerConfig:
-    """Translate a configuration. What transformers knows nothing of lies in a section of its own, for the way back."""
+    """Translate a configuration. Fields that transformers lacks go into a section of our own, for the way back."""
     target = _target(config)
     names = FIELDS if target.name == "MaskFormer" else MASK2FORMER_FIELDS
     translated: dict[str, Any] = {
@@ -144,12 +150,12 @@ def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerCo
     if target.name == "MaskFormer":
         decoder = {other: getattr(config, name) for name, other in DECODER_FIELDS.items()}
         translated["decoder_config"] = {"model_type": "detr", **decoder}
-        # With it their forward fails, unless it is asked for hidden states too.
+        # With it, their forward fails unless it is asked for hidden states too.
         translated[names["use_auxiliary_loss"]] = False
     else:
         translated["decoder_layers"] = config.decoder_layers + 1
         translated[names["encoder_ffn_dim"]] = config.encoder_ffn_dim or config.ffn_dim
-        # Without it their forward fails.
+        # Without it, their forward fails.
         translated[names["use_auxiliary_loss"]] = True
     for name in {"no_object_weight", "class_weight", "mask_weight", "dice_weight", *_RATIOS} & names.keys():
         translated[names[name]] = float(translated[names[name]])
@@ -167,7 +173,7 @@ def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerCo
 
 
 def own_name(name: str) -> str:
-    """Our name of a tensor of transformers' models, by the map that reads their checkpoints."""
+    """Our name for a tensor of transformers' models, by the map that reads their checkpoints."""
     for pattern, replacement in WEIGHT_NAMES.items():
         if re.match(pattern, name):
             name = re.sub(pattern, replacement, name)
@@ -180,7 +186,7 @@ def own_name(name: str) -> str:
 
 
 def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
-    """Their state dict with our tensors. What no model of ours has keeps the value it is made with."""
+    """Their state dict with our tensors. Tensors that no model of ours has keep their initial values."""
     ours = model.state_dict()
     state, empty = theirs.state_dict(), []
     for name in state:
@@ -191,19 +197,15 @@ def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
             empty.append(name)
     if ours or empty:
         raise ValueError(
-            f"transformers' {_target(model.config).name} cannot have this backbone: it has no place for "
-            f"{_first(sorted(ours))}, and gets no {_first(empty)}."
+            f"transformers' {_target(model.config).name} cannot have this backbone. Weights without a place there: "
+            f"{shorten(sorted(ours), 3)}. Weights it would lack: {shorten(empty, 3)}."
         )
     return state
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "other weights"
-
-
 @torch.no_grad()
 def _largest_difference(model: Ours, theirs: Any) -> float:
-    # Of a size that is no multiple of any stride.
+    # The size is no multiple of any stride.
     noise = torch.randn(1, model.config.num_channels, 90, 134, generator=torch.Generator().manual_seed(0))
     noise = noise.to(model.device, model.dtype)
     ours, others = model(noise), theirs.to(model.device)(noise)
@@ -222,10 +224,10 @@ def _largest_difference(model: Ours, theirs: Any) -> float:
 
 
 def transformers_processor(processor: MaskFormerHfImageProcessor, config: Any) -> Any:
-    """The image processor of their model of this configuration of ours, with the same settings.
+    """The image processor of transformers for a model of this configuration, with the same settings.
 
-    It stretches sides to multiples of `size_divisor` where ours pads. Settings it does not know are written all the
-    same: they make ours of it again.
+    It stretches sides to multiples of `size_divisor` where ours pads. Settings that it does not know are written all
+    the same, for the way back.
     """
     options = processor.to_dict()
     for name in ("image_processor_type", "auto_map", "processor_class"):
@@ -234,7 +236,7 @@ def transformers_processor(processor: MaskFormerHfImageProcessor, config: Any) -
 
 
 def describe_changes(model: Ours, processor: MaskFormerHfImageProcessor, difference: float) -> list[str]:
-    """What someone who goes over to transformers has to know."""
+    """What somebody who moves to transformers has to know."""
     changes = [f"Logits of the same pixels differ by {difference:.1e} at most; weights are written in {model.dtype}."]
     if processor.size_divisor and not processor.round_to_divisor:
         changes.append(

@@ -27,6 +27,7 @@ class Ask(NamedTuple):
     """What a forward is asked for, besides the result.
 
     every_layer: The predictions of all decoder layers, not only those of the last.
+    hidden_states: The queries of all decoder layers.
     need_weights: Attention weights.
     num_frames: T, if the images are the frames of clips, one clip after the other; None for images.
     num_encoder_layers, num_decoder_layers: Stop the pixel decoder's encoder or the transformer decoder after so many
@@ -35,11 +36,16 @@ class Ask(NamedTuple):
     """
 
     every_layer: bool = False
+    hidden_states: bool = False
     need_weights: bool = False
     num_frames: int | None = None
     num_encoder_layers: int | None = None
     num_decoder_layers: int | None = None
     progress: float = 1.0
+
+    @property
+    def queries_of_every_layer(self) -> bool:
+        return self.every_layer or self.hidden_states
 
 
 class PixelDecoderOutput(NamedTuple):
@@ -134,7 +140,7 @@ def join_queries(
     """All queries (B, R, C), their positions, and who may attend to whom, for a decoder with these queries of its own."""
     if extra is None:
         return features_BQC, position_QC, None
-    position_BQC = position_QC.expand(len(features_BQC), -1, -1)
+    position_BQC = position_QC.expand(features_BQC.shape[0], -1, -1)
     features_BRC = torch.cat((extra.features.to(features_BQC.dtype), features_BQC), dim=1)
     position_BRC = torch.cat((extra.position.to(position_QC.dtype), position_BQC), dim=1)
     attended = extra.attended

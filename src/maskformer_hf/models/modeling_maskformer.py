@@ -52,7 +52,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         ask = self.ask(pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         encoded = self.encode(pixel_values, ask)
         decoded = self.decode(encoded, ask)
-        output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask, output_hidden_states))
+        output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask))
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def ask(
@@ -63,9 +63,9 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> Ask:
         """What a forward is asked for, by its arguments and the configuration."""
-        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         return Ask(
-            every_layer=bool(every_layer or keep_hidden_states),
+            every_layer=bool(every_layer),
+            hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
             progress=self.training_progress if self.training else 1.0,
@@ -95,11 +95,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             if part is not None:
                 part.compile(*args, **kwargs)
 
-    def hidden_states(
-        self, encoded: Encoded, decoded: Decoded, ask: Ask, output_hidden_states: bool | None
-    ) -> dict[str, Any]:
+    def hidden_states(self, encoded: Encoded, decoded: Decoded, ask: Ask) -> dict[str, Any]:
         """What an output says of the inside of the model: fields of [`MaskFormerHfModelOutput`]."""
-        keep = default(output_hidden_states, self.config.output_hidden_states)
         num_extra = 0 if decoded.extra is None else decoded.extra.features.shape[1]
         output = decoded.outputs[-1] if decoded.outputs else None
         queries = tuple(own[:, num_extra:] for own in output.queries) if output else ()
@@ -115,9 +112,9 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             "transformer_decoder_last_hidden_state": queries[-1] if queries else None,
             "pixel_decoder_last_hidden_state": embeddings,
             "encoder_last_hidden_state": features[-1],
-            "encoder_hidden_states": features if keep else None,
-            "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if keep else None,
-            "transformer_decoder_hidden_states": queries if keep and queries else None,
+            "encoder_hidden_states": features if ask.hidden_states else None,
+            "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if ask.hidden_states else None,
+            "transformer_decoder_hidden_states": queries if ask.hidden_states and queries else None,
             "encoder_attentions": by_clip(encoded.pixels.attentions),
             "decoder_attentions": output and output.attentions,
             "cross_attentions": output and output.cross_attentions,
@@ -194,7 +191,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             loss_dict=loss_dict,
             **logits_of(sets[-1], output_auxiliary_logits, lazy_masks),
             **sizes_of(pixel_values, pixel_mask, ask),
-            **self.model.hidden_states(encoded, decoded, ask, output_hidden_states),
+            **self.model.hidden_states(encoded, decoded, ask),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 

@@ -72,7 +72,7 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
         encoded = self.model.encode(pixel_values, ask)
         decoded = self.model.decode(encoded, ask)
-        logits_LBKhw = self.head(decoded, encoded)
+        logits_LBKhw = self.head(decoded, encoded, ask)
         loss = loss_dict = None
         if labels is not None:
             supervised = logits_LBKhw if supervise else logits_LBKhw[-1:]
@@ -84,7 +84,7 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
             logits=logits_LBKhw[-1],
             auxiliary_logits=tuple(logits_LBKhw[:-1]) if output_auxiliary_logits else None,
             **{**sizes_of(pixel_values, pixel_mask, ask), "padded_sizes": size_rows(pixel_values, size)},
-            **self.model.hidden_states(encoded, decoded, ask, output_hidden_states),
+            **self.model.hidden_states(encoded, decoded, ask),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 

@@ -100,9 +100,11 @@ class PredictionHead(nn.Module):
         extra: Sequence[QueryGroup],
         ask: Ask,
     ) -> list[PredictionSet]:
-        queries_LBRC = torch.stack(output.queries)
-        masks = output.masks
-        if masks is None:
+        layers = slice(None) if ask.every_layer else slice(-1, None)
+        queries_LBRC = torch.stack(output.queries[layers])
+        if output.masks is not None:
+            masks = output.masks.part(layers)
+        else:
             masks = self.mask_embedder.masks(self.mask_embedder(queries_LBRC), pixels, ask)
         class_logits = self.class_predictor(queries_LBRC, HeadContext(features, pixels, masks))
         sets, start = [], 0

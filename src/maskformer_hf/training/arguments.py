@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..data import AugmentationArguments
+
 
 @dataclass
 class DataArguments:
@@ -28,21 +30,6 @@ class DataArguments:
     frame_range: int = 20  # of a video, how far a clip's frames are at most from the one that was drawn first
     workers: int = 0  # processes that load data; 0 loads between steps
     check: bool = True  # before the first step, by `data_check`
-
-
-@dataclass
-class AugmentationArguments:
-    """See `data.augment.augmentation`."""
-
-    kind: Literal["short_edge_jitter", "large_scale_jitter", "detr", "magnification_jitter"] = "short_edge_jitter"
-    short_edge: list[int] | None = None  # pixels; two: the smallest and the largest, more: the only ones
-    long_edge: int | None = None  # pixels
-    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])  # smallest and largest
-    crop_size: list[int] | None = None  # height, width
-    crop_max_class_share: float = 1.0
-    color_jitter: bool = True
-    flip_probability: float = 0.5
-    quarter_turns: bool = False
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from ..data import (
-    ClipCollator,
+    Cached,
     Clips,
     ClipTransform,
     Collator,
@@ -54,7 +54,6 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
             class_groups=arguments.class_groups,
             void_classes=arguments.void_classes,
             unlabelled=arguments.unlabelled,
-            cache=arguments.cache,
             options=arguments.options,
         )
         if split is not None
@@ -62,6 +61,8 @@ def open_data(arguments: DataArguments) -> tuple[SegmentationDataset, Segmentati
         for is_validation, split in enumerate((arguments.train, arguments.validation))
     )
     assert training is not None, "read_recipe lets no recipe pass without it"
+    if arguments.cache:
+        training, validation = Cached(training), None if validation is None else Cached(validation)
     if validation is not None:
         check_classes(training.id2label, validation.id2label, "the training data", "the validation data")
     return training, validation
@@ -72,7 +73,7 @@ def training_parts(dataset: SegmentationDataset, recipe: Recipe, config: Any, pr
 
     Raises ValueError for a model of videos where the data have none.
     """
-    transform = augmentation(**vars(recipe.augmentation))
+    transform = augmentation(recipe.augmentation)
     options: dict[str, Any] = {
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
@@ -83,7 +84,7 @@ def training_parts(dataset: SegmentationDataset, recipe: Recipe, config: Any, pr
     if not sees_clips(config):
         return dataset, transform, Collator(**options)
     clips = Clips(_videos_of(dataset), recipe.data.frames, recipe.data.frame_range)
-    return clips, ClipTransform(transform), ClipCollator(**options)
+    return clips, ClipTransform(transform), Collator(**options)
 
 
 def _videos_of(dataset: SegmentationDataset) -> VideoDataset:

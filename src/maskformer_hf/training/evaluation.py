@@ -17,11 +17,11 @@ from ..data import (
     SegmentationDataset,
     Task,
     VideoDataset,
+    as_task,
     class_map,
     open_dataset,
     videos_in,
 )
-from ..data.views import as_task
 from ..inference.batches import forward_batch
 from ..inference.load import Model, checkpoint_path, load
 from ..inference.predict import check_task, predict

@@ -22,8 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data import SampleStream, SegmentationDataset, is_streamed, streamed_loader, videos_in
-from ..data.views import as_task
+from ..data import SampleStream, SegmentationDataset, StreamPart, as_task, is_streamed, streamed_loader, videos_in
 from ..model_card import machine_name
 from ..models.modeling_auto import sees_clips
 from .arguments import Recipe, read_recipe
@@ -257,13 +256,15 @@ def _batches(
             streamed_loader(
                 dataset,
                 transform,
+                StreamPart(
+                    recipe.batch_size,
+                    recipe.seed,
+                    start,
+                    stop,
+                    process_index=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                ),
                 collate=collate,
-                batch_size=recipe.batch_size,
-                seed=recipe.seed,
-                start=start,
-                stop=stop,
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
                 workers=recipe.data.workers,
                 pin_memory=accelerator.device.type == "cuda",
             )

@@ -12,8 +12,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from builders import swin, timm_backbone
-from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, export
+from maskformer_hf import (
+    MaskFormerConfig,
+    MaskFormerForUniversalSegmentation,
+    PerPixelBaseline,
+    PerPixelBaselineConfig,
+    export,
+)
 from maskformer_hf.cli import app
+from maskformer_hf.export import check
+from maskformer_hf.export.any_size import conv_same, for_any_size
 from maskformer_hf.models.image_geometry import image_geometries
 from maskformer_hf.models.semantic import semantic_segmentation
 from maskformer_hf.presets import MASK2FORMER
@@ -194,7 +202,7 @@ def test_layers_without_branches_compute_the_same(tiny_model, size):
     pixel_values = images(2, *size)
     with torch.no_grad():
         expected = model(pixel_values)
-        with export._for_any_size(model):
+        with for_any_size(model):
             got = model(pixel_values)
         again = model(pixel_values)
     for name in export.LOGITS:
@@ -207,7 +215,7 @@ def test_layers_without_branches_compute_the_same(tiny_model, size):
 def test_same_padding_is_that_of_timm(length, kernel_size, stride, dilation):
     convolution = timm.layers.Conv2dSame(2, 4, kernel_size, stride=stride, dilation=dilation)
     x = torch.randn(2, 2, length, length + 1)
-    assert torch.equal(export._conv_same(convolution, x), convolution(x))
+    assert torch.equal(conv_same(convolution, x), convolution(x))
 
 
 @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
@@ -275,6 +283,14 @@ def test_impossible_requests(tiny_checkpoint, tmp_path):
         export.export_checkpoint(tiny_checkpoint, "model.tflite", "tflite")
 
 
+def test_a_per_pixel_baseline_is_refused(tiny_model, tiny_processor, tmp_path):
+    fields = {name: getattr(tiny_model.config, name) for name in ("backbone_config", "feature_size", "id2label")}
+    PerPixelBaseline(PerPixelBaselineConfig(**fields)).save_pretrained(tmp_path / "baseline")
+    tiny_processor.save_pretrained(tmp_path / "baseline")
+    with pytest.raises(ValueError, match=r"baseline' is a per-pixel baseline, which cannot be exported"):
+        export.export_checkpoint(tmp_path / "baseline", tmp_path / "model.onnx")
+
+
 def test_a_backbone_of_one_size_is_refused(monkeypatch, tiny_checkpoint, tmp_path):
     def specialise(*args, **kwargs):
         raise RuntimeError("Constraints violated (height)!\nand much more")
@@ -287,7 +303,7 @@ def test_a_backbone_of_one_size_is_refused(monkeypatch, tiny_checkpoint, tmp_pat
 
 
 def test_a_wrong_file_is_not_written(monkeypatch, tiny_checkpoint, tmp_path):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
     with pytest.raises(ValueError, match=r"other results than the model .* nothing was written"):
         export.export_checkpoint(tiny_checkpoint, tmp_path / "tiny.pt2", "torch-export", static_size=(64, 96))
     assert not list(tmp_path.iterdir())
