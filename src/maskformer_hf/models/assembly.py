@@ -9,7 +9,7 @@ from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
 from .mask_losses import DenseMaskLosses, PointMaskLosses, WeightedTerm
-from .parts import names_of, part_of
+from .parts import is_own, names_of, part_of
 from .prediction_head import PredictionHead
 
 # Fields of a configuration that name a part, and the slot of the table that they name it from.
@@ -44,9 +44,23 @@ def parts_of(config: Any) -> dict[str, Any]:
     return parts
 
 
+def outside_parts(config: Any) -> list[str]:
+    """The parts that a configuration names and this package does not have, as "field='name'"."""
+    named = [(field, slot, getattr(config, field)) for field, slot in SLOT_FIELDS.items()]
+    named += [("loss_terms", "loss_term", name) for name, _ in _further(config)]
+    return [f"{field}={name!r}" for field, slot, name in named if name is not None and not is_own(slot, name)]
+
+
 def layer_names(config: Any) -> list[str]:
     """Class names of the layers that the parts of a configuration repeat."""
     return sorted({layer for part in parts_of(config).values() for layer in part.layers})
+
+
+def outside_parts(config: Any) -> list[str]:
+    """The parts of a configuration that were registered from outside, for people to read."""
+    named = [(slot, getattr(config, field)) for field, slot in SLOT_FIELDS.items()]
+    named += [("loss_term", name) for name, _ in _further(config)]
+    return [f"{slot} {name!r}" for slot, name in named if name is not None and not is_own(slot, name)]
 
 
 def make_pixel_decoder(config: Any, facts: Facts) -> nn.Module:

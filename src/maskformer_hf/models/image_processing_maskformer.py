@@ -20,7 +20,7 @@ from transformers.utils import requires_backends
 from .coco_rle import encode_coco_rle
 from .image_reading import list_images, pad_images, padded_size, read_images, resized_size, size_of
 from .image_targets import LabelRules, add_targets, read_targets
-from .remote_code import CodeOnTheHub
+from .remote_code import CheckpointMixin
 from .result_options import FACTS, ResultOptions
 from .results import class_scores_of, draw_instances, iterate_results
 from .saved_facts import take_saved_facts
@@ -81,7 +81,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | None
 
 
-class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
+class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     """Prepares images and targets for, and reads the outputs of, the models of this package.
 
     Images are PIL images, numpy arrays, torch tensors (channels first or last), paths or URLs, one or several, with
@@ -119,7 +119,7 @@ class MaskFormerHfImageProcessor(CodeOnTheHub, TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
         requires_backends(self, "torchvision")
         options: dict[str, Any] = dict(kwargs)
-        # A file from the Hub has it; what is saved from here on must not refer to the code of that repository.
+        # It names the code of the folder that was read; `save_pretrained` writes what is true of its own.
         options.pop("auto_map", None)
         source = {options.pop("image_processor_type", None), options.pop("feature_extractor_type", None)}
         if source & set(ROUNDING_PROCESSORS):

@@ -3,7 +3,6 @@
 Shapes: Q queries that are kept, K classes, h w mask cells, H W target pixels, N blocks, M queries listed for a block.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from .block_grid import make_grid
 from .image_geometry import ImageGeometry, plain_logits
 from .mask_blocks import MARGIN, BlockCanvas, block_strips, count_pixels, full_precision, list_queries
+from .part import Part
 from .probabilities import class_probabilities, logit_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,6 @@ def plain_winners(scores_Q: Tensor, mask_logits_Qhw: Tensor, geometry: ImageGeom
     return Winners(torch.where(own_HW, winner_HW, winner_HW + len(scores_Q)).int(), covers_QHW.sum((1, 2)))
 
 
-# How panoptic segments share the pixels, by the name that `ResultOptions.merging` takes.
-MERGINGS: dict[str, Callable[[Tensor, Any, ImageGeometry, "ResultOptions"], tuple[Tensor, list[dict[str, Any]]]]] = {
-    "argmax": panoptic_segmentation,
-}
+# The slot "merging" of `parts.py`: how panoptic segments share the pixels. It is here, so that the image processor
+# needs no part of a model.
+MERGINGS: dict[str, Part] = {"argmax": Part(panoptic_segmentation)}

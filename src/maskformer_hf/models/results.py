@@ -131,7 +131,7 @@ def _instance(class_logits: Tensor, masks: Any, geometry: ImageGeometry, options
 
 
 def _panoptic(class_logits: Tensor, masks: Any, geometry: ImageGeometry, options: ResultOptions) -> Result:
-    segmentation, segments = MERGINGS[options.merging](class_logits, masks, geometry, options)
+    segmentation, segments = MERGINGS[options.merging].build(class_logits, masks, geometry, options)
     return Result(segments, segmentation)
 
 

@@ -59,6 +59,7 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
 
     # The original's for ResNets; its Swins were tested with 480.
     size = {"shortest_edge": 360, "longest_edge": 1333}  # noqa: RUF012
+    task = "instance"
 
     def __call__(self, videos: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         return self.preprocess(videos, *args, **kwargs)
