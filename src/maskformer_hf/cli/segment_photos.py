@@ -26,11 +26,13 @@ def segment_photos(options: "SegmentOptions") -> None:
     quiet_transformers()
     from tqdm import tqdm
 
+    from ..inference import plans  # noqa: F401  # registers the plans
     from ..inference.load import load
-    from ..inference.plans import PLANS
+    from ..models.parts import part_of
 
-    if options.plan is not None and options.plan not in PLANS:
-        raise ValueError(f"--plan must be one of {list(PLANS)}, got {options.plan!r}")
+    if options.plan is not None:
+        # An unknown plan is one error, not one for each photo.
+        part_of("plan", options.plan)
     model, processor = load(options.checkpoint, options.device, options.dtype)
     records = []
     pairs = zip(photos, pictures, strict=True)
