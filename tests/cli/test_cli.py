@@ -13,8 +13,8 @@ from maskformer_hf.cli.export import FormatChoice
 from maskformer_hf.cli.options import TaskChoice
 from maskformer_hf.export import FORMAT_SUFFIXES
 from maskformer_hf.inference import plans  # noqa: F401  # registers the plans
-from maskformer_hf.models.configuration_maskformer import TASKS
 from maskformer_hf.models.parts import names_of
+from maskformer_hf.models.result_options import TASKS
 
 
 def test_version(run):

@@ -56,13 +56,6 @@ def layer_names(config: Any) -> list[str]:
     return sorted({layer for part in parts_of(config).values() for layer in part.layers})
 
 
-def outside_parts(config: Any) -> list[str]:
-    """The parts of a configuration that were registered from outside, for people to read."""
-    named = [(slot, getattr(config, field)) for field, slot in SLOT_FIELDS.items()]
-    named += [("loss_term", name) for name, _ in _further(config)]
-    return [f"{slot} {name!r}" for slot, name in named if name is not None and not is_own(slot, name)]
-
-
 def make_pixel_decoder(config: Any, facts: Facts) -> nn.Module:
     return part_of("pixel_decoder", config.pixel_decoder).build(config, facts)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .assembly import layer_names, outside_parts
+from .assembly import layer_names
 from .backbone import load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import MaskFormerHfConfig
 from .labels import LABEL_FIELDS, matching_labels
@@ -119,9 +119,6 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def complete_folder(self, folder: Path):
         # The processor beside reads results by what the model's configuration says of them.
         update_saved_processor(folder, self.config)
-
-    def parts_without_code(self) -> list[str]:
-        return outside_parts(self.config)
 
     def get_input_embeddings(self) -> Any:
         """None: no table of tokens. FSDP through Accelerate asks."""
