@@ -1,19 +1,45 @@
 """Tensors that tests of the losses make, and those that they watch."""
 
+from typing import Any
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskformer_hf import MaskFormerConfig
+from maskformer_hf.models.assembly import make_criterion
+from maskformer_hf.models.criterion import Criterion
+from maskformer_hf.models.masks import DenseMasks, Masks
+from maskformer_hf.models.matcher import CostWeights, matching_costs
+from maskformer_hf.models.prediction_head import PredictionSet
+from maskformer_hf.models.targets import Targets, check_targets
 
-def embeddings_of(mask_logits_LBQhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask and pixel embeddings with one channel for each query of each layer: their products are exactly these logits.
 
-    Of clips, (L, B, Q, T, h, w), pixel embeddings are (B, T, C, h, w).
-    """
-    num_layers, num_images, num_queries = mask_logits_LBQhw.shape[:3]
-    num_channels = num_layers * num_queries
-    mask_embeddings_LQC = torch.eye(num_channels, dtype=mask_logits_LBQhw.dtype).view(num_layers, num_queries, -1)
-    pixel_embeddings_BChw = mask_logits_LBQhw.transpose(0, 1).flatten(1, 2).movedim(1, -3)
-    return mask_embeddings_LQC[:, None].expand(-1, num_images, -1, -1), pixel_embeddings_BChw
+def as_masks(mask_logits: Masks | torch.Tensor) -> Masks:
+    return DenseMasks(mask_logits) if isinstance(mask_logits, torch.Tensor) else mask_logits
+
+
+def as_targets(masks, labels, void=None, num_labels=1000) -> Targets:
+    """Checked targets; masks of four dimensions are those of clips here."""
+    num_frames = masks[0].shape[1] if masks and masks[0].dim() == 4 else None
+    return Targets(*check_targets(masks, labels, len(masks), num_labels), num_frames, void)
+
+
+def costs_of(class_logits, mask_logits, masks, labels, points_LBP2=None, void=None, **weights) -> torch.Tensor:
+    """Matching costs of mask logits (L, B, Q, ...) that exist."""
+    targets = as_targets(masks, labels, void)
+    return matching_costs(class_logits, as_masks(mask_logits), targets, CostWeights(**weights), points_LBP2)
+
+
+def criterion_with(**fields: Any) -> Criterion:
+    """The criterion of a model with these fields of its configuration."""
+    return make_criterion(MaskFormerConfig(**fields))
+
+
+def loss_of(criterion, class_logits, mask_logits, masks, labels, void=None) -> tuple[torch.Tensor, dict]:
+    """The loss of one set of predictions, of mask logits (L, B, Q, ...) that exist or of `Masks`."""
+    checked = check_targets(masks, labels, class_logits.shape[1], criterion.num_labels)
+    predictions = PredictionSet(class_logits, as_masks(mask_logits), assigner="hungarian")
+    return criterion([predictions], as_targets(*checked, void, criterion.num_labels))
 
 
 class LargestTensor(TorchDispatchMode):

@@ -9,10 +9,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, load
-from maskformer_hf.cli import app
+from tests.cli.command_line import one_line_error
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 RESNET, SWIN = GOLDEN / "maskformer_r50_fpn", GOLDEN / "maskformer_swin_tenc"
@@ -21,14 +20,13 @@ FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
 @pytest.fixture
-def convert(tmp_path, monkeypatch):
-    """Run the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, ["convert", *map(str, arguments)])
+def convert(run):
+    return lambda *arguments: run("convert", *arguments)
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """All but the code that a folder carries."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".py"}
 
 
 def lines_of(result) -> list[list[str]]:
@@ -41,6 +39,7 @@ def test_a_file_of_the_zoo_becomes_a_folder(convert, tmp_path):
     lines = lines_of(result)
     assert result.stderr == ""
     assert files_of(tmp_path / "converted") == FILES
+    assert (tmp_path / "converted" / "modeling_maskformer.py").is_file()
     assert files_of(tmp_path) == {"converted"}
     parts = {name: text.strip() for name, text in lines[:-1]}
     assert parts["backbone"] == "resnet, depths 3 4 6 3, widths 24 48 96 192"
@@ -263,16 +262,6 @@ def write_mistakes(folder: Path):
     dump = json.loads((RESNET / "config.json").read_text())
     dump["INPUT"]["FORMAT"] = "BGR"
     (folder / "bgr.json").write_text(json.dumps(dump))
-
-
-def one_line_error(result) -> str:
-    assert result.exit_code == 1, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("maskformer: ")
-    assert result.stdout == ""
-    return lines[0]
 
 
 def test_help_has_examples(convert):

@@ -129,7 +129,9 @@ def test_a_video_file_becomes_one(run, checkpoint):
     ("arguments", "message"),
     [
         (["nothing.mp4"], "there is no file or folder 'nothing.mp4'"),
-        (["clip", "--task", "panoptic"], "for photos"),
+        (["clip", "--task", "panoptic"], "--task is for photos"),
+        (["clip", "--tile-size", "64"], "--tile-size is for photos"),
+        (["clip", "--plan", "tiles"], "--plan is for photos"),
         (["clip", "--output", "clip"], "overwritten"),
         (["clip", "--output", "found.png"], "no video format"),
         (["clip", "other", "--output", "found.mp4"], "needs a folder"),

@@ -1,7 +1,11 @@
+import math
+
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
 
+from maskformer_hf import MaskFormerImageProcessor
 from maskformer_hf.data import VOID, augmentation
 from maskformer_hf.data.augment import DetrResize, QuarterTurn, ShortEdgeResize
 
@@ -59,6 +63,52 @@ def test_short_edges():
     assert shorter == set(range(40, 61))
     resize = ShortEdgeResize([40, 50, 60], long_edge=70)
     assert {tuple(resize(coded())["image"].shape[1:]) for _ in range(40)} == {(40, 53), (50, 66), (52, 70)}
+
+
+def resized_box(size, new_size, box):
+    """Where a box (top, left, bottom, right) comes to lie: pixel i of n takes the value of pixel floor(i * N / n)."""
+    sides = zip(box[:2], box[2:], size, new_size, strict=True)
+    ((top, bottom), (left, right)) = (
+        (math.ceil(start * new / old), math.ceil(stop * new / old)) for start, stop, old, new in sides
+    )
+    return top, left, bottom, right
+
+
+@pytest.mark.parametrize(("length", "new_size"), [(60, (60, 80)), (150, (150, 200)), (45, (45, 60)), (40, (40, 53))])
+def test_a_box_stays_where_it_is_to_the_pixel(length, new_size):
+    """The same pixels belong to it by a recipe's resizing, by torchvision's of masks, and by the image processor's."""
+    size, box = (90, 120), (20, 31, 57, 98)
+    planes = torch.zeros(1, *size, dtype=torch.int32)
+    planes[:, box[0] : box[2], box[1] : box[3]] = 1
+    sample = {**coded(*size), "planes": tv_tensors.Mask(planes), "labels": torch.tensor([0])}
+    resized = ShortEdgeResize([length, length])(sample)["planes"]
+    top, left, bottom, right = resized_box(size, new_size, box)
+    expected = torch.zeros(1, *new_size, dtype=torch.int32)
+    expected[:, top:bottom, left:right] = 1
+    assert torch.equal(resized, expected)
+    assert torch.equal(functional.resize(sample["planes"], [length]), expected)
+    processor = MaskFormerImageProcessor(size={"height": new_size[0], "width": new_size[1]}, do_reduce_labels=False)
+    processed = processor(sample["image"], planes[0].numpy())
+    [masks], [labels] = processed["mask_labels"], processed["class_labels"]
+    assert torch.equal(masks[labels == 1][:, : new_size[0], : new_size[1]].int(), expected)
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+def test_planes_are_resized_as_torchvision_resizes_masks(options, monkeypatch):
+    """What recipes trained with before there was one rule for all."""
+    transform = augmentation(**options, color_jitter=False)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        sample = transform(coded())
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "maskformer_hf.data.augment.resize_nearest",
+                lambda planes, size: functional.resize(tv_tensors.Mask(planes), list(size)),
+            )
+            torch.manual_seed(seed)
+            before = transform(coded())
+        assert torch.equal(sample["image"], before["image"])
+        assert torch.equal(sample["planes"], before["planes"])
 
 
 def test_large_scale_jitter():

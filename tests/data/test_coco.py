@@ -12,10 +12,17 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 
-from maskformer_hf.data import VOID, CocoInstances, CocoInstancesAndStuff, CocoPanoptic, binary_masks, class_map
-from maskformer_hf.data import records as records_module
+from maskformer_hf.data import (
+    VOID,
+    CocoInstances,
+    CocoInstancesAndStuff,
+    CocoPanoptic,
+    as_task,
+    binary_masks,
+    class_map,
+    coco_json,
+)
 from maskformer_hf.data.run_lengths import _decompressed
-from maskformer_hf.data.views import as_task
 
 COCO4 = Path(__file__).parent.parent / "fixtures/coco4"
 HEIGHT, WIDTH = 20, 30
@@ -285,7 +292,7 @@ def test_exif_turns_a_photo_only_if_it_was_annotated_turned(tmp_path):
 def test_a_json_is_parsed_once_and_again_when_it_changes(tmp_path, monkeypatch, cache_folder):
     path = write(tmp_path, [annotation(SHAPE, annotation_id=number) for number in range(300)])
     parsed = []
-    read_json = records_module.read_json
+    read_json = coco_json.read_json
     monkeypatch.setattr("maskformer_hf.data.coco_json.read_json", lambda *args: parsed.append(1) or read_json(*args))
     data = CocoInstances(path)
     assert CocoInstances(path).records[0] == data.records[0]

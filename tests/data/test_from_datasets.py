@@ -10,7 +10,7 @@ from datasets import Array2D, ClassLabel, Features, Image, List, Value
 from PIL import Image as Photo
 from torch.utils.data import DataLoader
 
-from maskformer_hf.data import FirstRows, from_datasets, is_streamed, open_dataset, streamed_loader
+from maskformer_hf.data import Cached, FirstRows, StreamPart, from_datasets, is_streamed, open_dataset, streamed_loader
 from maskformer_hf.data.sample import VOID, binary_masks, class_map
 
 RED = np.array([[1, 1, 0], [2, 2, 255]], dtype=np.uint8)
@@ -207,7 +207,7 @@ def test_the_front_door(tmp_path):
     with pytest.raises(TypeError, match="a stream has no length"):
         len(streamed)
     with pytest.raises(ValueError, match="a stream cannot be kept"):
-        open_dataset(tmp_path, "train", format="datasets_streaming", cache=True)
+        Cached(streamed)
     first = FirstRows(streamed, 3)
     assert (len(first), first.task, first.id2label) == (3, "semantic", {0: "dog", 1: "cat"})
     assert torch.equal(first[1]["planes"], data[1]["planes"])
@@ -238,8 +238,9 @@ def as_list(samples):
 
 
 def stream(dataset, transform=identity, **options) -> DataLoader:
-    defaults = {"collate": as_list, "batch_size": 2, "seed": 3, "start": 0, "stop": 20, "buffer_size": 4}
-    return streamed_loader(dataset, transform, **{**defaults, **options})
+    defaults = {"batch_size": 2, "seed": 3, "start": 0, "stop": 20, "buffer_size": 4}
+    workers = options.pop("workers", 0)
+    return streamed_loader(dataset, transform, StreamPart(**{**defaults, **options}), collate=as_list, workers=workers)
 
 
 def values(loader):

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from maskformer_hf.data import (
     VOID,
+    Cached,
     CocoInstances,
     CocoInstancesAndStuff,
     CocoPanoptic,
@@ -21,7 +22,8 @@ from maskformer_hf.data import (
     binary_masks,
     open_dataset,
 )
-from maskformer_hf.data.views import Relabelled, as_task, concatenate, regroup
+from maskformer_hf.data.concatenate import concatenate
+from maskformer_hf.data.relabel import Relabelled, as_task, regroup
 
 COCO4 = Path(__file__).parent.parent / "fixtures/coco4"
 
@@ -271,7 +273,7 @@ def test_classes_are_united_by_name():
 
 
 def test_cache_keeps_samples_and_is_not_copied_to_workers():
-    data = open_dataset(COCO4, "panoptic", cache=True)
+    data = Cached(open_dataset(COCO4, "panoptic"))
     assert data[1] is data[1]
     copy = pickle.loads(pickle.dumps(data))
     assert len(pickle.dumps(data)) < 20_000

@@ -8,7 +8,8 @@ import torch
 from torchvision import tv_tensors
 
 from maskformer_hf.data import VOID, Problem, planes_from_masks
-from maskformer_hf.data.report import LOST, TINY, format_report, inspect_dataset, photos_in_both
+from maskformer_hf.data.inspection import LOST, TINY, TrainingView, inspect_dataset
+from maskformer_hf.data.report import format_report, shared_images
 
 LABELS = {0: "sky", 1: "car", 2: "person"}
 
@@ -166,7 +167,7 @@ def test_what_resizing_for_training_loses():
     # A pixel is left of every second one; and of those cells of 4 are predicted.
     report = inspect(
         sample("a", [(0, 0, 0, 20, 20), (1, 31, 31, 32, 32), (1, 30, 30, 31, 31), (2, 32, 32, 36, 36)]),
-        training_size=lambda size: (size[0] // 2, size[1] // 2),
+        training=TrainingView(size_of=lambda size: (size[0] // 2, size[1] // 2)),
     )
     assert problem(report.warnings, LOST).examples == ["a: segment 2, car, 1 px"]
     assert problem(report.warnings, TINY).examples == ["a: segment 3, car, 1 px"]
@@ -189,23 +190,27 @@ def test_resizing_is_that_of_training():
         resized = ShortEdgeResize([50, 50], 70)(item)["planes"]
         left = set(resized.unique().tolist()) - {0}
         arguments = AugmentationArguments(short_edge=[50, 80], long_edge=70)
-        report = inspect(item, training_size=smallest_training_size(arguments))
+        report = inspect(item, training=TrainingView(size_of=smallest_training_size(arguments)))
         assert report.classes[1].lost == len(boxes) - len(left)
 
 
 def test_more_segments_than_queries():
-    report = inspect(sample("a", [(1, 10 * i, 0, 10 * i + 5, 5) for i in range(4)]), num_queries=3)
+    report = inspect(
+        sample("a", [(1, 10 * i, 0, 10 * i + 5, 5) for i in range(4)]), training=TrainingView(num_queries=3)
+    )
     assert problem(report.warnings, "image of more segments than the 3 queries").examples == ["a: 4 segments"]
 
 
 def test_more_segments_than_queries_in_a_window_of_training():
     apart = sample("apart", [(1, 0, 0, 5, 5), (1, 0, 50, 5, 55), (1, 30, 0, 35, 5), (1, 30, 50, 35, 55)])
     together = sample("together", [(1, 22, 32 + 4 * i, 38, 34 + 4 * i) for i in range(5)], crowd=[0])
-    report = inspect(apart, together, num_queries=3, crop_size=(20, 30))
+    report = inspect(apart, together, training=TrainingView(num_queries=3, crop_size=(20, 30)))
     assert problem(report.warnings, "window of 20 x 30").examples == ["together: 4 segments"]
     # At half the size a window sees four times as much.
     report = inspect(
-        apart, together, num_queries=3, crop_size=(20, 30), training_size=lambda size: (size[0] // 2, size[1] // 2)
+        apart,
+        together,
+        training=TrainingView(num_queries=3, crop_size=(20, 30), size_of=lambda size: (size[0] // 2, size[1] // 2)),
     )
     assert problem(report.warnings, "window of 20 x 30").count == 2
 
@@ -222,9 +227,9 @@ def test_some_of_many_images_evenly_spaced():
 def test_photos_of_two_splits():
     train = inspect(sample("train/a", [], seed=1), sample("train/b", [], seed=2), name="train")
     val = inspect(sample("val/c", [], seed=3), sample("val/d", [], seed=2), name="val")
-    shared = photos_in_both(train, val)
+    shared = shared_images(train, val)
     assert shared == Problem("photo of val that is in train too", 1, ["val/d is train/b"])
-    assert photos_in_both(train, inspect(sample("e", [], seed=9))) is None
+    assert shared_images(train, inspect(sample("e", [], seed=9))) is None
 
 
 def test_picks_show_every_class_and_the_odd_images():
@@ -246,7 +251,10 @@ def test_picks_show_every_class_and_the_odd_images():
 
 def test_json_is_plain():
     report = inspect(
-        sample("a", [(0, 0, 0, 10, 60), (1, 20, 10, 30, 20)]), OSError("b.jpg is broken"), name="train", num_queries=1
+        sample("a", [(0, 0, 0, 10, 60), (1, 20, 10, 30, 20)]),
+        OSError("b.jpg is broken"),
+        name="train",
+        training=TrainingView(num_queries=1),
     )
     plain = json.loads(json.dumps(report.to_json()))
     assert plain["name"] == "train"

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
 from maskformer_hf.data import (
-    ClipCollator,
+    Cached,
     Clips,
     ClipTransform,
     Collator,
@@ -189,7 +189,7 @@ def test_opening_finds_out_the_format(videos, davis, tmp_path):
 
 
 def test_only_frames_as_they_are_have_videos(videos, tmp_path):
-    frames = open_dataset(tmp_path, ".", cache=True)
+    frames = Cached(open_dataset(tmp_path, "."))
     assert len(videos_in(frames)) == len(videos)
     assert frames[0] is frames[0]
     assert videos_in(open_dataset(tmp_path, ".", task="semantic")) is None
@@ -270,7 +270,7 @@ def test_a_stream_of_clips_depends_on_its_seed_alone(videos):
 
 
 def test_a_batch_of_clips(videos):
-    collate = ClipCollator([0.5] * 3, [0.25] * 3, size_divisor=32, return_void_masks=True)
+    collate = Collator([0.5] * 3, [0.25] * 3, size_divisor=32, return_void_masks=True)
     clips = [videos.clip(0, [0, 3]), videos.clip(1, [7, 8])]
     batch = collate(clips)
     assert batch["pixel_values"].shape == (2, 2, 3, 64, 64)

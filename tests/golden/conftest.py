@@ -100,8 +100,8 @@ def replay_random_points(monkeypatch):
                 looked_at.append(points.unflatten(0, (len(order), num_frames))[order].flatten(0, 1))
         first_layer_first = torch.stack(matched_at[1:] + matched_at[:1])
         draws = iter(looked_at)
-        criterion, point_sampling = "maskformer_hf.models.criterion", "maskformer_hf.models.point_sampling"
-        monkeypatch.setattr(f"{criterion}.uniform_points", lambda *size, **_: first_layer_first)
+        assigners, point_sampling = "maskformer_hf.models.assigners", "maskformer_hf.models.point_sampling"
+        monkeypatch.setattr(f"{assigners}.uniform_points", lambda *size, **_: first_layer_first)
         monkeypatch.setattr(f"{point_sampling}.uniform_points", lambda *size, **_: next(draws))
 
     return replay

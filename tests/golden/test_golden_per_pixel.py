@@ -16,6 +16,7 @@ from maskformer_hf.conversion.detectron2 import convert_state_dict, load_detectr
 from maskformer_hf.conversion.detectron2_config import config_from_detectron2
 from maskformer_hf.conversion.detectron2_names import tensor_names
 from maskformer_hf.models.criterion_per_pixel import per_pixel_loss
+from maskformer_hf.models.interfaces import Ask, Decoded, Encoded, PixelDecoderOutput
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForSemanticSegmentationOutput
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
@@ -129,7 +130,8 @@ def test_plain_baseline(plain, per_pixel_plus):
     assert model.config.transformer_decoder is None
     pixel_values = per_pixel_plus.pixel_values("C")
     with torch.no_grad():
-        logits = model.head(expected["C.mask_features"])
+        pixels = PixelDecoderOutput(expected["C.mask_features"], memory=())
+        [logits] = model.head(Decoded(()), Encoded((), pixels), Ask())
     maps = [pad(expected[f"target.C.{image}.sem_seg"].long(), (96, 96), VOID) for image in range(2)]
     loss, losses = per_pixel_loss(logits[None], torch.stack(maps), VOID)
     assert loss.item() == pytest.approx(record["losses"]["C"]["total"], rel=1e-4)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maskformer_hf.conversion.detectron2_names import tensor_names
-from maskformer_hf.models.matcher import match, matching_costs
-from tensors import embeddings_of
+from maskformer_hf.models.matcher import match
+from tensors import costs_of
 
 RUNS = ("A", "B", "C", "B_div0")
 TARGET_SETS = [f"{run}.{targets}" for run in ("A", "C") for targets in ("t_3_0", "t_2_4", "t_0_0", "t_15_1")]
@@ -69,10 +69,11 @@ def test_matching(case, key):
     with torch.no_grad():
         output = case.model(case.pixel_values(run), output_auxiliary_logits=True)
     layers = {f"aux{i}": layer for i, layer in enumerate(output.auxiliary_logits)} | {"final": output}
-    costs = matching_costs(
+    costs = costs_of(
         torch.stack([layer["class_queries_logits"] for layer in layers.values()]),
-        *embeddings_of(torch.stack([layer["masks_queries_logits"] for layer in layers.values()])),
-        **targets,
+        torch.stack([layer["masks_queries_logits"] for layer in layers.values()]),
+        targets["mask_labels"],
+        targets["class_labels"],
         class_weight=case.model.config.class_weight,
         mask_weight=case.model.config.mask_weight,
         dice_weight=case.model.config.dice_weight,

@@ -11,14 +11,27 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from maskformer_hf.models.criterion import Criterion, cross_entropy_loss, dice_loss
-from maskformer_hf.models.matcher import match, matching_costs
+from maskformer_hf.models.loss_terms import CrossEntropyLoss, DiceLoss, Pixels
+from maskformer_hf.models.matcher import match
 from maskformer_hf.models.point_sampling import sample_points
-from tensors import embeddings_of
+from tensors import costs_of, criterion_with, loss_of
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 LAYERS = ["aux0", "aux1", "aux2", "aux3", "final"]
 NUM_LABELS = 7
+FIELDS = {
+    "num_labels": NUM_LABELS,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+    "no_object_weight": 0.1,
+    "mask_loss": "points",
+    "num_points": 200,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+    "mask_term": "cross_entropy",
+    "matching": "points",
+}
 PADDED_SIZE = 96
 IMAGE_SETS = ["C.t_3_0", "C.t_2_4", "C.t_0_0", "C.t_15_1"]
 VIDEO_SETS = ["v_3_2", "v_3_0", "v_0_0", "v_15_1"]
@@ -58,9 +71,9 @@ def keys(*image_and_video: list[str]) -> list[tuple[str, str]]:
 def test_costs_at_the_stored_points(name, key):
     case = Case(name)
     masks, labels = case.targets(key)
-    costs = matching_costs(
+    costs = costs_of(
         case.class_logits,
-        *embeddings_of(case.mask_logits),
+        case.mask_logits,
         masks,
         labels,
         class_weight=2.0,
@@ -96,33 +109,23 @@ def test_losses_at_the_stored_points(name, key):
         if name == "video":
             logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
         points = case.expected[f"{key}.loss_points.{layer_name}"]
-        values = sample_points(logits, points), sample_points(targets, points)
+        values = Pixels(sample_points(logits, points), sample_points(targets, points))
         suffix = layer_name.replace("aux", "_").removeprefix("final")
         expected = case.record[key]["losses_unweighted"]
         num_targets = sum(map(len, labels))
-        assert (cross_entropy_loss(*values) / num_targets).item() == pytest.approx(
+        assert (CrossEntropyLoss()(values).sum() / num_targets).item() == pytest.approx(
             expected[f"loss_mask{suffix}"], rel=1e-5
         )
-        assert (dice_loss(*values) / num_targets).item() == pytest.approx(expected[f"loss_dice{suffix}"], rel=1e-5)
+        assert (DiceLoss()(values).sum() / num_targets).item() == pytest.approx(
+            expected[f"loss_dice{suffix}"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(("name", "key"), keys(IMAGE_SETS, VIDEO_SETS))
 def test_the_whole_loss_with_the_random_numbers_of_the_original(name, key, replay_random_points):
     case = Case(name)
     masks, labels = case.targets(key)
-    criterion = Criterion(
-        NUM_LABELS,
-        class_weight=2.0,
-        mask_weight=5.0,
-        dice_weight=5.0,
-        no_object_weight=0.1,
-        mask_loss="points",
-        num_points=200,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        mask_term="cross_entropy",
-        matching="points",
-    ).train()
+    criterion = criterion_with(**FIELDS).train()
     record = case.record[key]
     original_order = [case.layers[-1], *case.layers[:-1]]
     replay_random_points(
@@ -131,7 +134,7 @@ def test_the_whole_loss_with_the_random_numbers_of_the_original(name, key, repla
         [len(x) for x in labels],
         num_frames=1 if name == "image" else case.mask_logits.shape[3],
     )
-    total, losses = criterion(case.class_logits, *embeddings_of(case.mask_logits), masks, labels)
+    total, losses = loss_of(criterion, case.class_logits, case.mask_logits, masks, labels)
     ours = {name: loss.item() for name, loss in losses.items()}
     assert ours == pytest.approx(record["losses_unweighted"], rel=1e-5, abs=2e-5)
     if name == "image":
@@ -142,13 +145,13 @@ def test_one_frame_is_an_image():
     """Clips of one frame have the costs and losses of images, at the same random points."""
     case = Case("image")
     masks, labels = case.targets("C.t_2_4")
-    criterion = Criterion(NUM_LABELS, 2.0, 5.0, 5.0, 0.1, "points", 200, 3.0, 0.75, "cross_entropy", "points").train()
+    criterion = criterion_with(**FIELDS).train()
     results = []
     for frames in (False, True):
         torch.manual_seed(0)
         mask_logits = case.mask_logits.unsqueeze(3) if frames else case.mask_logits
         own_masks = [m[:, None] if frames else m for m in masks]
-        results.append(criterion(case.class_logits, *embeddings_of(mask_logits), own_masks, labels))
+        results.append(loss_of(criterion, case.class_logits, mask_logits, own_masks, labels))
     (total, losses), (other_total, other_losses) = results
     assert torch.equal(total, other_total)
     assert all(torch.equal(losses[name], other_losses[name]) for name in losses)

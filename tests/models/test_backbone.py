@@ -58,7 +58,7 @@ def randomise(model: nn.Module) -> nn.Module:
 def test_every_parameter_gets_a_gradient(name):
     backbone = build(BACKBONES[name]).train()
     features = backbone(torch.randn(2, 3, 65, 98))
-    for feature, channels, stride in zip(features, backbone.channels, STRIDES, strict=True):
+    for feature, channels, stride in zip(features, backbone.facts.channels, STRIDES, strict=True):
         assert feature.shape[:2] == (2, channels)
         for cells, size in zip(feature.shape[-2:], (65, 98), strict=True):
             assert abs(cells - size / stride) < 1
@@ -103,7 +103,7 @@ def test_resnet_c():
 
 def test_channels_last_are_told_from_a_map_as_wide_as_its_channels():
     backbone = build(BACKBONES["timm_mambaout"]).eval()
-    assert backbone.channels[0] == 48
+    assert backbone.facts.channels[0] == 48
     pixel_values = torch.randn(1, 3, 192, 192)  # 48 cells at stride 4
     with torch.no_grad():
         feature, expected = backbone(pixel_values)[0], backbone.body._backbone(pixel_values)[0]
@@ -127,7 +127,7 @@ def test_other_strides_are_refused(backbone_config):
 def test_dilation_in_place_of_the_last_stride():
     config = timm_backbone("test_efficientnet", output_stride=16)
     backbone = build(config)
-    assert backbone.strides == (4, 8, 16, 16)
+    assert backbone.facts.strides == (4, 8, 16, 16)
     with torch.no_grad():
         sizes = [feature.shape[-1] for feature in backbone(torch.randn(1, 3, 160, 160))]
     assert sizes == [40, 20, 10, 10]

@@ -13,17 +13,40 @@ from torch.nn.parallel import DistributedDataParallel
 
 from builders import resnet
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
-from maskformer_hf.models import mask_losses
-from maskformer_hf.models.criterion import Criterion, dice_loss, focal_loss
-from maskformer_hf.models.matcher import match, matching_costs
-from tensors import LargestTensor, embeddings_of
+from maskformer_hf.models.at_once import AtOnce
+from maskformer_hf.models.criterion import Criterion
+from maskformer_hf.models.loss_terms import DiceLoss, FocalLoss, Pixels
+from maskformer_hf.models.masks import ProductMasks
+from maskformer_hf.models.matcher import match
+from tensors import LargestTensor, costs_of, criterion_with, loss_of
 
 NUM_LABELS = 3
 
 
-class CriterionOfLogits(Criterion):
-    def forward(self, class_logits, mask_logits, *targets):
-        return super().forward(class_logits, *embeddings_of(mask_logits), *targets)
+class CriterionOfLogits:
+    """A criterion that is called with the logits of one set of predictions."""
+
+    def __init__(self, criterion: Criterion):
+        self.criterion = criterion
+
+    def __call__(self, *arguments):
+        return loss_of(self.criterion, *arguments)
+
+    def train(self):
+        self.criterion.train()
+        return self
+
+    def eval(self):
+        self.criterion.eval()
+        return self
+
+
+def focal_loss(*values):
+    return FocalLoss()(Pixels(*values)).sum()
+
+
+def dice_loss(*values):
+    return DiceLoss()(Pixels(*values)).sum()
 
 
 def make_criterion(**changes) -> CriterionOfLogits:
@@ -38,7 +61,7 @@ def make_criterion(**changes) -> CriterionOfLogits:
         "oversample_ratio": 3.0,
         "importance_sample_ratio": 0.75,
     }
-    return CriterionOfLogits(**{**fields, **changes}).eval()
+    return CriterionOfLogits(criterion_with(**{**fields, **changes})).eval()
 
 
 def predictions(layers=2, images=2, queries=6, height=8, width=12):
@@ -73,7 +96,8 @@ def plain_dice(logits: np.ndarray, target: np.ndarray) -> float:
 def plain_losses(class_logits, mask_logits, masks, labels) -> dict[str, float]:
     """The terms of one layer: image by image, query by query, in double precision."""
     weighted, weights, focal, dice = 0.0, 0.0, 0.0, 0.0
-    costs = matching_costs(class_logits[None], *embeddings_of(mask_logits[None]), masks, labels, 1.5, 20.0, 2.0)
+    cost_weights = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
+    costs = costs_of(class_logits[None], mask_logits[None], masks, labels, **cost_weights)
     matches = match(costs, [len(x) for x in labels])[0]
     for image, (query, target) in enumerate(matches):
         classes = dict(zip(query.tolist(), labels[image][torch.from_numpy(target)].tolist(), strict=True))
@@ -241,7 +265,7 @@ def test_losses_of_half_precision_predictions_are_single_precision(dtype):
 def look_at(points_P2: torch.Tensor, monkeypatch):
     """Sampled losses see these points of every mask, in place of random ones."""
     monkeypatch.setattr(
-        "maskformer_hf.models.criterion.uncertain_points",
+        "maskformer_hf.models.mask_losses.uncertain_points",
         lambda logits, *_: points_P2.expand(len(logits), -1, -1),
     )
 
@@ -360,7 +384,7 @@ def test_losses_of_embeddings_are_those_of_their_products(counts, num_frames):
     for given in (False, True):
         embeddings = [x.clone().requires_grad_() for x in leaves]
         if given:
-            total, losses = Criterion.forward(make_criterion(), predictions()[0], *embeddings, masks, labels)
+            total, losses = make_criterion()(predictions()[0], ProductMasks(*embeddings), masks, labels)
         else:
             mask_logits = torch.einsum("lbqc,b...chw->lbq...hw", *embeddings)
             total, losses = make_criterion()(predictions()[0], mask_logits, masks, labels)
@@ -371,15 +395,15 @@ def test_losses_of_embeddings_are_those_of_their_products(counts, num_frames):
 @pytest.mark.parametrize("mask_loss", ["dense", "points"])
 @pytest.mark.parametrize("matching", ["dense", "points"])
 def test_mask_logits_of_unmatched_queries_never_exist_as_a_whole(mask_loss, matching, monkeypatch):
-    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (2**12, 2**12))
-    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**12)
+    monkeypatch.setattr("maskformer_hf.models.matcher.VALUES_AT_ONCE", AtOnce(2**12, 2**12))
+    monkeypatch.setattr("maskformer_hf.models.dense_workspace.PIXELS_AT_ONCE", AtOnce(2**12, 2**12))
     layers, queries, channels, size = 3, 50, 4, 64
     embeddings = torch.randn(layers, 1, queries, channels), torch.randn(1, channels, size, size)
     embeddings = [x.requires_grad_() for x in embeddings]
     criterion = make_criterion(mask_loss=mask_loss, matching=matching)
     class_logits = torch.randn(layers, 1, queries, NUM_LABELS + 1)
     with LargestTensor() as largest:
-        total, _ = Criterion.forward(criterion, class_logits, *embeddings, *targets([2], size, size))
+        total, _ = criterion(class_logits, ProductMasks(*embeddings), *targets([2], size, size))
         total.backward()
     assert largest.numel < layers * queries * size * size / 6
 
@@ -387,7 +411,7 @@ def test_mask_logits_of_unmatched_queries_never_exist_as_a_whole(mask_loss, matc
 class Predictions(torch.nn.Module):
     """As little of a model as can be trained."""
 
-    def __init__(self, criterion: Criterion):
+    def __init__(self, criterion: CriterionOfLogits):
         super().__init__()
         self.criterion = criterion
         self.class_logits, self.mask_logits = (torch.nn.Parameter(x) for x in predictions())

@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskformer_hf.models.matcher import is_bounded, log_sigmoid, match, matching_costs, nearest
-from tensors import embeddings_of
+from maskformer_hf.models.at_once import AtOnce
+from maskformer_hf.models.log_sigmoid import is_bounded, log_sigmoid
+from maskformer_hf.models.masks import ProductMasks
+from maskformer_hf.models.matcher import match
+from maskformer_hf.models.resize import resize_nearest
+from tensors import costs_of
 
 WEIGHTS = {"class_weight": 1.5, "mask_weight": 20.0, "dice_weight": 2.0}
 
@@ -25,10 +29,6 @@ def plain_cost(class_logits, mask_logits, masks, labels) -> np.ndarray:
             dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
             result[q, n] = 1.5 * -probability[q, labels[n]] + 20 * focal + 2 * dice
     return result
-
-
-def costs_of(class_logits, mask_logits, *targets, **options) -> torch.Tensor:
-    return matching_costs(class_logits, *embeddings_of(mask_logits), *targets, **options)
 
 
 def predictions(layers=2, images=2, queries=5, classes=4, height=6, width=9):
@@ -57,10 +57,11 @@ def test_costs_are_those_of_the_formulas():
 def test_costs_do_not_depend_on_the_parts_they_are_made_in(mask_term, monkeypatch):
     class_logits, mask_logits = predictions()
     arguments = class_logits, mask_logits, *targets([3, 1], height=24, width=36)
-    counted = torch.rand(2, 24, 36) > 0.3
-    expected = costs_of(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
-    monkeypatch.setattr("maskformer_hf.models.matcher.CHUNK", (7 * 2 * 5, 7 * 2 * 5))  # seven pixels at a time, of 54
-    costs = costs_of(*arguments, **WEIGHTS, counted_BHW=counted, mask_term=mask_term)
+    void = torch.rand(2, 24, 36) < 0.3
+    expected = costs_of(*arguments, **WEIGHTS, void=void, mask_term=mask_term)
+    # Seven pixels at a time, of 54.
+    monkeypatch.setattr("maskformer_hf.models.matcher.VALUES_AT_ONCE", AtOnce(7 * 2 * 5, 7 * 2 * 5))
+    costs = costs_of(*arguments, **WEIGHTS, void=void, mask_term=mask_term)
     torch.testing.assert_close(costs, expected)
 
 
@@ -70,11 +71,9 @@ def test_all_pixels_as_points_give_the_dense_costs(mask_term):
     masks, labels = targets([3, 1])
     y, x = torch.meshgrid((torch.arange(6) + 0.5) / 6, (torch.arange(9) + 0.5) / 9, indexing="ij")
     points = torch.stack((x, y), dim=-1).flatten(0, 1).expand(2, 2, -1, -1)
-    counted = torch.rand(2, 6, 9) > 0.3
+    void = torch.rand(2, 6, 9) < 0.3
     dense, sampled = (
-        costs_of(
-            class_logits, mask_logits, masks, labels, **WEIGHTS, counted_BHW=counted, mask_term=mask_term, points_LBP2=p
-        )
+        costs_of(class_logits, mask_logits, masks, labels, **WEIGHTS, void=void, mask_term=mask_term, points_LBP2=p)
         for p in (None, points)
     )
     torch.testing.assert_close(sampled, dense)
@@ -104,7 +103,7 @@ def test_targets_are_reduced_to_the_nearest_pixel():
 def test_nearest_pixels_are_those_of_interpolate(size, small):
     masks = torch.rand(2, *size) > 0.5
     expected = F.interpolate(masks[:, None].float(), size=small, mode="nearest")[:, 0]
-    assert torch.equal(nearest(masks, small), expected)
+    assert torch.equal(resize_nearest(masks, small).float(), expected)
 
 
 def test_cost_of_certain_predictions_is_finite_and_ordered():
@@ -173,7 +172,8 @@ def test_predictions_that_are_not_finite_are_named(value, counts, kind):
     class_logits, _ = predictions()
     mask_embeddings = torch.randn(2, 2, 5, 8)
     (class_logits if kind == "classes" else mask_embeddings)[1, 1, 2].fill_(value)
-    costs = matching_costs(class_logits, mask_embeddings, torch.randn(2, 8, 6, 9), *targets(counts), **WEIGHTS)
+    masks = ProductMasks(mask_embeddings, torch.randn(2, 8, 6, 9))
+    costs = costs_of(class_logits, masks, *targets(counts), **WEIGHTS)
     with pytest.raises(ValueError, match=r"decoder layer 1 for image 1 of the batch are not finite"):
         match(costs, counts)
 

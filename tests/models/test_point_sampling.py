@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from maskformer_hf.models import point_sampling
+from maskformer_hf.models.at_once import AtOnce
 from maskformer_hf.models.point_sampling import sample_embeddings, sample_points, uncertain_points
 
 
@@ -25,7 +26,7 @@ def test_at_pixel_centres_the_pixels_themselves(dtype):
 @pytest.mark.parametrize("chunk", [1, 200, 2**20])
 def test_boolean_masks_as_floating_point_ones(chunk, monkeypatch):
     """Beyond the outermost pixel centres too, where values fade to zero; whatever the number of masks at a time."""
-    monkeypatch.setattr(point_sampling, "CHUNK", (chunk, chunk))
+    monkeypatch.setattr(point_sampling, "PIXELS_AT_ONCE", AtOnce(chunk, chunk))
     torch.manual_seed(0)
     masks = torch.rand(4, 13, 7) > 0.4
     points = torch.rand(4, 500, 2) * 1.2 - 0.1

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from two_processes import fix_points
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, PerPixelBaseline, PerPixelBaselineConfig
 from maskformer_hf.data import SampleStream, SemanticFolder
-from maskformer_hf.models import criterion
+from maskformer_hf.models import assigners, mask_losses
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
 from maskformer_hf.presets import MASK2FORMER
 from maskformer_hf.training import train
+from tests.training.two_processes import fix_points
 
 pytestmark = pytest.mark.slow  # half a minute
 
@@ -176,8 +176,8 @@ def one(folder, recipe, starts):
     def one(name: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             if name in FIXED_POINTS:
-                patch.setattr(criterion, "uncertain_points", None)
-                patch.setattr(criterion, "uniform_points", None)
+                patch.setattr(mask_losses, "uncertain_points", None)
+                patch.setattr(assigners, "uniform_points", None)
                 fix_points()
             train(recipe, [setting.format(**starts) for setting in (*COMMON, *RUNS[name])], False, folder / name)
         return folder / name

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from maskformer_hf.cli import main
-from maskformer_hf.models import criterion
+from maskformer_hf.models import assigners, mask_losses
 from maskformer_hf.training import loop
 
 
@@ -27,8 +27,8 @@ def fix_points():
     def uniform_points(*size, **options):
         return torch.rand(size[-1], 2, generator=torch.Generator().manual_seed(0)).expand(*size, 2)
 
-    criterion.uncertain_points = lambda logits_Nhw, num_points, *_: uniform_points(len(logits_Nhw), num_points)
-    criterion.uniform_points = uniform_points
+    mask_losses.uncertain_points = lambda logits_Nhw, num_points, *_: uniform_points(len(logits_Nhw), num_points)
+    assigners.uniform_points = uniform_points
 
 
 def shard_on_cpu():
@@ -40,7 +40,7 @@ def shard_on_cpu():
 
 
 def run(job: dict, rank: int, folder: Path):
-    random_points, save = (criterion.uncertain_points, criterion.uniform_points), loop._save_checkpoint
+    random_points, save = (mask_losses.uncertain_points, assigners.uniform_points), loop.save_checkpoint
 
     def save_and_stop(*arguments):
         save(*arguments)
@@ -53,14 +53,14 @@ def run(job: dict, rank: int, folder: Path):
         if job["sharded"]:
             shard_on_cpu()
         if job["stops"]:
-            loop._save_checkpoint = save_and_stop
+            loop.save_checkpoint = save_and_stop
         sys.argv = ["maskformer", *job["arguments"]]
         main()
     except SystemExit as end:
         problem = f"exit status {end.code}" if end.code else ""
     except BaseException:
         problem = traceback.format_exc()
-    (criterion.uncertain_points, criterion.uniform_points), loop._save_checkpoint = random_points, save
+    (mask_losses.uncertain_points, assigners.uniform_points), loop.save_checkpoint = random_points, save
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     (folder / f"{job['name']}.{rank}.txt").write_text(problem)

@@ -1,12 +1,17 @@
 """Where training images and their targets come from: readers, augmentation, collation."""
 
-from .augment import augmentation
-from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
-from .collate import Batch, ClipCollator, Collator
+from .augmentation import AugmentationArguments, augmentation
+from .cached import Cached
+from .clips import Clips, ClipTransform
+from .coco import CocoInstances, CocoPanoptic
+from .coco_stuff import CocoInstancesAndStuff
+from .collate import Batch, Collator
+from .davis import DavisFolder
 from .from_datasets import from_datasets
 from .instance_folder import InstanceFolder
-from .iterable_stream import FirstRows, is_streamed, streamed_loader
-from .open import FORMATS, open_dataset
+from .iterable_stream import FirstRows, StreamPart, is_streamed, streamed_loader
+from .open import FORMATS, find_data, open_dataset
+from .relabel import as_task
 from .sample import (
     VOID,
     Problem,
@@ -20,22 +25,15 @@ from .sample import (
 )
 from .semantic_folder import SemanticFolder
 from .stream import SampleStream
-from .video import (
-    Clips,
-    ClipSample,
-    ClipTransform,
-    DavisFolder,
-    VideoDataset,
-    VideoFrames,
-    YoutubeVis,
-    videos_in,
-)
+from .video import ClipSample, VideoDataset, VideoFrames, videos_in
+from .youtube_vis import YoutubeVis
 
 __all__ = [
     "FORMATS",
     "VOID",
+    "AugmentationArguments",
     "Batch",
-    "ClipCollator",
+    "Cached",
     "ClipSample",
     "ClipTransform",
     "Clips",
@@ -51,13 +49,16 @@ __all__ = [
     "SampleStream",
     "SegmentationDataset",
     "SemanticFolder",
+    "StreamPart",
     "Task",
     "VideoDataset",
     "VideoFrames",
     "YoutubeVis",
+    "as_task",
     "augmentation",
     "binary_masks",
     "class_map",
+    "find_data",
     "from_datasets",
     "is_streamed",
     "open_dataset",

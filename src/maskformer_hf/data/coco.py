@@ -1,38 +1,35 @@
-"""COCO's jsons of instances, its panoptic jsons with PNGs, and panoptic targets from instances and semantic PNGs.
+"""COCO's jsons of instances, and its panoptic jsons with PNGs.
 
-Sizes and coordinates are those of the stored pixels, as COCO's are, whatever the orientation that EXIF tells; see
-`read_photo` for photos that were annotated turned.
+Sizes and coordinates are those of the stored pixels, as in COCO, whatever orientation EXIF tells. `read_photo` says
+what becomes of images that were annotated turned.
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .arrow_cache import arrow_records
 from .coco_json import parse_instances, parse_panoptic
-from .files import missing_files, names_file, read_id_map, read_photo
-from .records import arrow_records
-from .run_lengths import decode_run_lengths, planes_from_run_lengths
-from .sample import VOID, Problem, Sample, Task
-from .semantic_folder import VOID_IDS, VOID_NAMES
-
-_UNKNOWN = -2
+from .files import missing_files, names_file, read_photo
+from .reader import RecordReader
+from .run_lengths import planes_from_run_lengths
+from .sample import VOID, Problem, Sample
 
 
-class CocoInstances(Dataset[Sample]):
+class CocoInstances(RecordReader):
     """The instances json of COCO: polygons or run lengths, compressed or not.
 
     Args:
         json_path: the json. Its categories, in the order of their ids, are the classes; categories of one name are one.
-        images: folder that the json's file names count from. If None, found: `images/` next to the json, the json's
-            own folder, there a folder called as the end of the json's name, as `train2017/` is for
-            `instances_train2017.json`, that below `images/`; or the same one folder above.
+        images: folder that the json's file names count from. If None it is looked for: `images/` next to the json, the
+            json's own folder, in both a folder called as the end of the json's name (`train2017/` for
+            `instances_train2017.json`), or the same one folder above.
 
     Attributes:
         records: the Arrow table, one row an image: file_name, height, width, and of each annotation its id, label,
@@ -43,28 +40,22 @@ class CocoInstances(Dataset[Sample]):
     Images without annotations are samples with no segment. Masks are exactly those of pycocotools.
     """
 
-    task: Task = "instance"
-
     def __init__(self, json_path: str | Path, images: str | Path | None = None) -> None:
         self.path = _json_file(json_path)
-        self.records, facts = arrow_records(self.path, "coco_instances", parse_instances)
-        self.id2label: dict[int, str] = dict(enumerate(facts["names"]))
-        self.label_ids_to_fuse: list[int] = []
-        self.supercategories: dict[str, str] = facts["supercategories"]
-        self.problems = [Problem(*problem) for problem in facts["problems"]]
+        records, facts = arrow_records(self.path, "coco_instances", parse_instances)
+        super().__init__(
+            records,
+            facts["names"],
+            task="instance",
+            image_column="file_name",
+            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            problems=[Problem(*problem) for problem in facts["problems"]],
+            supercategories=facts["supercategories"],
+        )
         self.category_ids: list[list[int]] = facts["category_ids"]
         self.is_thing: list[bool | None] = facts["is_thing"]
-        self.image_folder = _image_folder(self.path, self.records["file_name"][:], images)
 
-    @property
-    def image_paths(self) -> list[str]:
-        return [os.path.join(self.image_folder, name) for name in self.records["file_name"]]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+    def sample(self, record: dict[str, Any]) -> Sample:
         path = os.path.join(self.image_folder, record["file_name"])
         size = (record["height"], record["width"])
         return {
@@ -76,7 +67,7 @@ class CocoInstances(Dataset[Sample]):
         }
 
 
-class CocoPanoptic(Dataset[Sample]):
+class CocoPanoptic(RecordReader):
     """COCO's panoptic json with one PNG an image, whose pixels are ids of segments: R + 256 G + 65536 B.
 
     PNGs of one channel (8 or 16 bits) hold the ids as they are. Id 0 is void unless the json lists it as a segment.
@@ -93,32 +84,27 @@ class CocoPanoptic(Dataset[Sample]):
         problems: images for which the json has no annotation; they are left out, since nothing is known about them.
     """
 
-    task: Task = "panoptic"
-
     def __init__(self, json_path: str | Path, images: str | Path | None = None, pngs: str | Path | None = None) -> None:
         self.path = _json_file(json_path)
-        self.records, facts = arrow_records(self.path, "coco_panoptic", parse_panoptic)
-        self.id2label: dict[int, str] = dict(enumerate(facts["names"]))
-        self.label_ids_to_fuse: list[int] = [label for label, thing in enumerate(facts["is_thing"]) if not thing]
-        self.supercategories: dict[str, str] = facts["supercategories"]
-        self.problems = [Problem(*problem) for problem in facts["problems"]]
         self.png_folder = self.path.with_suffix("") if pngs is None else Path(pngs)
-        missing = missing_files(os.path.join(self.png_folder, name) for name in self.records["png"])
+        records, facts = arrow_records(self.path, "coco_panoptic", parse_panoptic)
+        missing = missing_files(os.path.join(self.png_folder, name) for name in records["png"])
         if missing:
             raise ValueError(
-                f"{len(missing)} of the {len(self.records)} PNGs that {self.path} names are missing, first {missing[0]}"
+                f"{len(missing)} of the {len(records)} PNGs that {self.path} names are missing, first {missing[0]}"
             )
-        self.image_folder = _image_folder(self.path, self.records["file_name"][:], images)
+        super().__init__(
+            records,
+            facts["names"],
+            task="panoptic",
+            stuff=[label for label, is_thing in enumerate(facts["is_thing"]) if not is_thing],
+            image_column="file_name",
+            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            problems=[Problem(*problem) for problem in facts["problems"]],
+            supercategories=facts["supercategories"],
+        )
 
-    @property
-    def image_paths(self) -> list[str]:
-        return [os.path.join(self.image_folder, name) for name in self.records["file_name"]]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+    def sample(self, record: dict[str, Any]) -> Sample:
         path = os.path.join(self.image_folder, record["file_name"])
         size = (record["height"], record["width"])
         png = os.path.join(self.png_folder, record["png"])
@@ -130,7 +116,8 @@ class CocoPanoptic(Dataset[Sample]):
         numbers = []
         for position, label in enumerate(record["label"], start=1):
             numbers.append(first_of_label.setdefault(label, position) if label in fused else position)
-        # The ids' pages alone are touched, so that this costs no more than a dictionary, and no search a pixel.
+        # A table of up to 2^24 entries, of which the system only makes the pages that are touched: looking up pixels in
+        # it costs no search.
         number_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
         number_of_id[0] = VOID
         number_of_id[record["segment_id"]] = numbers
@@ -138,122 +125,13 @@ class CocoPanoptic(Dataset[Sample]):
         if not numbers_HW.all():
             unknown = int(ids_HW[numbers_HW == 0][0])
             raise ValueError(f"{png} has pixels of id {unknown}, which is no segment of this image in {self.path}")
-        return _sample(read_photo(path, size), numbers_HW, record["label"], record["is_crowd"], path)
+        return sample_of_numbers(read_photo(path, size), numbers_HW, record["label"], record["is_crowd"], path)
 
 
-class CocoInstancesAndStuff(Dataset[Sample]):
-    """Panoptic targets from an instances json and semantic PNGs (of the photos' stems), which is what people have.
-
-    Things come from the json and lie on top; of two that overlap, the smaller; crowds below all others. Stuff comes
-    from the PNGs. Pixels that a PNG gives to a class of things, and the json to no object, are void: something is
-    there, but nobody told its instances apart.
-
-    What an id in the PNGs means is said by `classes.txt` in their folder or one above (one name a line, from id 0; ids
-    without a class are called void): names that are categories of the json are things, the others stuff. Without that
-    file ids are the json's category ids, whose `isthing` must then tell things from stuff. Ids 255 and 65535, the first
-    id after the last line of `classes.txt`, and 0 without such a file are void, unless they name a class.
-
-    Args:
-        json_path, images: as in `CocoInstances`.
-        semantic: folder of the PNGs, of 8 or 16 bits.
-
-    Classes are the json's things, in the order of their ids, then the stuff.
-    """
-
-    task: Task = "panoptic"
-
-    def __init__(self, json_path: str | Path, semantic: str | Path, images: str | Path | None = None) -> None:
-        self.instances = CocoInstances(json_path, images)
-        self.records = self.instances.records
-        self.problems = self.instances.problems
-        self.supercategories = self.instances.supercategories
-        self.semantic = Path(semantic)
-        stems = (os.path.splitext(os.path.basename(path))[0] for path in self.image_paths)
-        self.png_paths = [os.path.join(self.semantic, f"{stem}.png") for stem in stems]
-        missing = missing_files(self.png_paths)
-        if missing:
-            raise ValueError(f"{len(missing)} images of {self.instances.path} have no PNG, first {missing[0]}")
-
-        categories = list(self.instances.id2label.values())
-        is_thing = self.instances.is_thing
-        names_of_ids = _png_class_names(self.semantic)
-        void_ids = {*VOID_IDS, 0}
-        if names_of_ids is not None:
-            void_ids = {*VOID_IDS, len(names_of_ids)}
-        elif None in is_thing:
-            raise ValueError(
-                f"nothing says what the ids in {self.semantic} mean: write a classes.txt there, one name a line from "
-                f"id 0, or give every category of {self.instances.path} an isthing of 0 or 1"
-            )
-        else:
-            pairs = zip(categories, self.instances.category_ids, strict=True)
-            names_of_ids = {category_id: name for name, ids in pairs for category_id in ids}
-        things = [name for name, thing in zip(categories, is_thing, strict=True) if thing is not False]
-        stuff = [
-            name
-            for name in dict.fromkeys([*names_of_ids.values(), *categories])
-            if name not in things and name.lower() not in VOID_NAMES
-        ]
-        names = [*things, *stuff]
-        self.id2label: dict[int, str] = dict(enumerate(names))
-        self.label_ids_to_fuse: list[int] = list(range(len(things), len(names)))
-        self._label_of_category = [names.index(name) for name in categories]
-        # Id in a PNG -> class of stuff; 65536 entries: 16 bits.
-        self._stuff_of_id = np.full(65536, _UNKNOWN, dtype=np.int32)
-        self._stuff_of_id[list(void_ids)] = VOID
-        for png_id, name in names_of_ids.items():
-            self._stuff_of_id[png_id] = names.index(name) if name in stuff else VOID
-
-    @property
-    def image_paths(self) -> list[str]:
-        return self.instances.image_paths
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        path = os.path.join(self.instances.image_folder, record["file_name"])
-        size = (record["height"], record["width"])
-        ids_HW = read_id_map(self.png_paths[index])
-        if ids_HW.shape != size:
-            raise ValueError(
-                f"{self.png_paths[index]} is {ids_HW.shape} (height, width), but {self.instances.path} says {size}"
-            )
-        stuff_HW = self._stuff_of_id[ids_HW]
-        if stuff_HW.min() == _UNKNOWN:
-            raise ValueError(
-                f"{self.png_paths[index]} has pixels of id {int(ids_HW[stuff_HW == _UNKNOWN][0])}, which is no class; "
-                "name it in classes.txt, or write 255 where there is none"
-            )
-        labels = np.flatnonzero(np.bincount(stuff_HW.ravel() + 1)[1:]).tolist()
-        is_crowd = [False] * len(labels)
-        number_of_label = np.full(len(self.id2label) + 1, VOID, dtype=np.int32)  # the last entry is that of `VOID`
-        number_of_label[labels] = np.arange(1, len(labels) + 1)
-        numbers_HW = number_of_label[stuff_HW]
-
-        masks = list(decode_run_lengths(record["counts"], size))
-        fused = frozenset(self.label_ids_to_fuse)
-        objects = zip(
-            [self._label_of_category[label] for label in record["label"]], record["is_crowd"], masks, strict=True
-        )
-        # Stuff that the json itself has, then crowds, then things from large to small: the last one painted is on top.
-        for label, crowd, (window, inside) in sorted(
-            objects, key=lambda item: (item[0] not in fused, not item[1], -int(item[2][1].sum()))
-        ):
-            if label in fused and label in labels:
-                numbers_HW[window][inside] = labels.index(label) + 1
-                continue
-            labels.append(label)
-            is_crowd.append(crowd)
-            numbers_HW[window][inside] = len(labels)
-        return _sample(read_photo(path, size), numbers_HW, labels, is_crowd, path)
-
-
-def _sample(
+def sample_of_numbers(
     image: tv_tensors.Image, numbers_HW: np.ndarray, labels: Sequence[int], is_crowd: Sequence[bool], name: str
 ) -> Sample:
-    """The sample of segments that do not overlap: those without a pixel are dropped, the others numbered anew."""
+    """The sample of segments that do not overlap. Drops segments without a pixel and numbers the others anew."""
     present = np.flatnonzero(np.bincount(numbers_HW.ravel() - VOID)[1 - VOID :])
     new_numbers = np.full(len(labels) + 2, VOID, dtype=np.int32)  # the last entry is that of `VOID`
     new_numbers[0] = 0
@@ -307,15 +185,3 @@ def _image_folder(json_path: Path, names: list[str], images: str | Path | None) 
             f"in {places}); put them there, or take them out of the json"
         )
     return str(best)
-
-
-def _png_class_names(folder: Path) -> dict[int, str] | None:
-    for path in (folder / "classes.txt", folder.resolve().parent / "classes.txt"):
-        if path.is_file():
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            names = [line for line in lines if line]
-            doubles = [name for name, count in Counter(names).items() if count > 1 and name.lower() not in VOID_NAMES]
-            if doubles:
-                raise ValueError(f"{path} names {doubles} more than once; only void may stand for several ids")
-            return dict(enumerate(names))
-    return None

@@ -1,17 +1,23 @@
 """What COCO's jsons say, as records for an Arrow table."""
 
+import json
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from .records import Parsed, ProblemCounter, read_json
+from .arrow_cache import Parsed
+from .problems import ProblemCounter
 from .run_lengths import run_lengths_of
 
 
 def json_kind(path: Path) -> str | None:
-    """Which of COCO's jsons a file is, by its words and not parsed: "instances", "panoptic", "video" or None."""
+    """Which of COCO's jsons a file is: "instances", "panoptic", "video", or None if it is none of them.
+
+    It looks for words in the file, as parsing a large json takes minutes.
+    """
     if path.stat().st_size == 0:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -22,6 +28,21 @@ def json_kind(path: Path) -> str | None:
         if text.find(b'"videos"') >= 0:
             return "video"
         return "instances" if text.find(b'"images"') >= 0 else None
+
+
+def read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Parses a json whose top level has these keys. Raises ValueError naming the file and what is missing."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid json: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} at its top; expected keys {list(keys)}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{path} has no {missing}; its keys are {sorted(content)}")
+    return content
 
 
 def parse_instances(path: Path) -> Parsed:
@@ -41,7 +62,7 @@ def parse_instances(path: Path) -> Parsed:
         }
         for image_id, image in images.items()
     }
-    # Seen only where it takes seconds.
+    # `delay` hides the bar where reading takes less than three seconds.
     progress = tqdm(content["annotations"], f"reading {path.name}", unit=" annotations", delay=3, leave=False)
     for number, annotation in enumerate(progress):
         annotation_id = annotation.get("id", f"number {number}")
@@ -98,31 +119,7 @@ def parse_panoptic(path: Path) -> Parsed:
             continue
         if image_id in rows:
             raise ValueError(f"{path} has two annotations of image {image_id}")
-        image = images[image_id]
-        segments = required_field(annotation, "segments_info", where)
-        for segment in segments:
-            category_id = required_field(segment, "category_id", where)
-            if category_id not in label_of_id:
-                raise ValueError(
-                    f"segment {segment.get('id')} of {where} ({image['file_name']}) has category_id {category_id}, "
-                    "which the json's categories do not list"
-                )
-        ids = [required_field(segment, "id", where) for segment in segments]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"{where} ({image['file_name']}) lists a segment twice")
-        if ids and not 0 <= min(ids) <= max(ids) < 2**24:
-            raise ValueError(
-                f"{where} ({image['file_name']}) lists segments {min(ids)} to {max(ids)}; ids have 24 bits"
-            )
-        rows[image_id] = {
-            "file_name": image["file_name"],
-            "height": image["height"],
-            "width": image["width"],
-            "png": required_field(annotation, "file_name", where),
-            "segment_id": ids,
-            "label": [label_of_id[segment["category_id"]] for segment in segments],
-            "is_crowd": [bool(segment.get("iscrowd", 0)) for segment in segments],
-        }
+        rows[image_id] = _panoptic_row(annotation, images[image_id], label_of_id, where)
     for image_id, image in images.items():
         if image_id not in rows:
             problems.add("image without annotation", f"image {image_id} of {path} ({image['file_name']})")
@@ -142,6 +139,33 @@ def parse_panoptic(path: Path) -> Parsed:
     return schema, rows.values(), facts_of(categories, problems)
 
 
+def _panoptic_row(
+    annotation: dict[str, Any], image: dict[str, Any], label_of_id: dict[Any, int], where: str
+) -> dict[str, Any]:
+    segments = required_field(annotation, "segments_info", where)
+    for segment in segments:
+        category_id = required_field(segment, "category_id", where)
+        if category_id not in label_of_id:
+            raise ValueError(
+                f"segment {segment.get('id')} of {where} ({image['file_name']}) has category_id {category_id}, "
+                "which the json's categories do not list"
+            )
+    ids = [required_field(segment, "id", where) for segment in segments]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{where} ({image['file_name']}) lists a segment twice")
+    if ids and not 0 <= min(ids) <= max(ids) < 2**24:
+        raise ValueError(f"{where} ({image['file_name']}) lists segments {min(ids)} to {max(ids)}; ids have 24 bits")
+    return {
+        "file_name": image["file_name"],
+        "height": image["height"],
+        "width": image["width"],
+        "png": required_field(annotation, "file_name", where),
+        "segment_id": ids,
+        "label": [label_of_id[segment["category_id"]] for segment in segments],
+        "is_crowd": [bool(segment.get("iscrowd", 0)) for segment in segments],
+    }
+
+
 class _Categories(NamedTuple):
     names: list[str]
     ids: list[list[int]]
@@ -150,7 +174,7 @@ class _Categories(NamedTuple):
 
 
 def read_categories(content: dict[str, Any], path: Path) -> _Categories:
-    """Classes in the order of their ids. Categories of one name are one class: exporters write such doubles."""
+    """Classes in the order of their ids. Categories of one name become one class, as some exporters repeat them."""
     categories = _Categories([], [], [], {})
     for category in sorted(
         content["categories"], key=lambda category: required_field(category, "id", f"a category of {path}")
@@ -176,7 +200,7 @@ def read_categories(content: dict[str, Any], path: Path) -> _Categories:
 
 
 def _read_images(content: dict[str, Any], path: Path) -> dict[Any, dict[str, Any]]:
-    """Image id -> what the json says of it."""
+    """Image id -> its entry in the json."""
     images: dict[Any, dict[str, Any]] = {}
     for image in content["images"]:
         image_id = required_field(image, "id", f"an image of {path}")

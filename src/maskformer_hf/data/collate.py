@@ -1,39 +1,53 @@
 """Lists of samples to the batch that the model's forward takes.
 
-Shapes: B images, N segments, P planes, H W pixels of the batch, h w those of an image.
+Shapes: B images or clips, T frames of a clip, N segments, P planes, H W pixels of the batch, h w pixels of one image.
 """
 
-from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 
-from .sample import VOID, Sample, void_mask
+from ..models.loss_terms import TargetMap
+from .sample import VOID, Sample
 from .video import ClipSample
 
 
 class Batch(TypedDict):
-    """pixel_values (B, 3, H, W) float32, pixel_mask (B, H, W) bool, mask_labels B times (N, H, W) bool, class_labels B
-    times (N,) int64, void_masks (B, H, W) bool where they were asked for."""
+    """What `Collator` makes of images; for clips of T frames each (H, W) is (T, H, W).
+
+    pixel_values: (B, 3, H, W) float32; (B, T, 3, H, W) for clips.
+    pixel_mask: (B, H, W) bool, false in the padding.
+    mask_labels: B tensors (N, H, W) bool.
+    class_labels: B tensors (N,) int64.
+    void_masks: (B, H, W) bool, if they were asked for.
+    target_maps: for each name B tensors (N, H, W) float32, if a loss term needs any.
+    """
 
     pixel_values: torch.Tensor
     pixel_mask: torch.Tensor
     mask_labels: list[torch.Tensor]
     class_labels: list[torch.Tensor]
     void_masks: NotRequired[torch.Tensor]
+    target_maps: NotRequired[dict[str, list[torch.Tensor]]]
 
 
 class Collator:
-    """Normalises, pads with zeros at the right and bottom, and makes one mask of every segment that has a pixel left.
+    """Normalises, pads with zeros at the right and bottom, and makes a mask of every segment that has a pixel left.
 
-    Padding and void are the background of every mask, as in the original. Crowds are no targets.
+    Padding and void are background of every mask, as in the original. Crowds are no targets. A batch holds images
+    (`Sample`) or clips of one number of frames (`ClipSample`). An object that some frame of a clip shows has an empty
+    mask in the others; one that no frame shows is dropped.
 
     Args:
         image_mean, image_std: per channel, of values scaled to 0..1.
-        size_divisor: the padded sides are multiples of it; 0 pads to the largest image alone, as image processors do.
-        size: (height, width) every batch is padded to at least; with crops of one size no batch then differs in shape.
-        return_void_masks: adds `void_masks`, true at void pixels and in crowds, false in the padding; the model's mask
-            losses leave them out.
+        size_divisor: the padded sides are multiples of it. 0 pads to the largest image, as image processors do.
+        size: (height, width) to which every batch is padded at least. With crops of one size all batches then have the
+            same shape.
+        return_void_masks: adds `void_masks`, true at void pixels and in crowds, false in the padding. The mask losses
+            of the models leave these pixels out.
+        target_maps: name -> function of masks (N, H, W) that gives maps of the same shape. Adds `target_maps`, which
+            worker processes then compute.
     """
 
     def __init__(
@@ -43,6 +57,7 @@ class Collator:
         size_divisor: int = 32,
         size: Sequence[int] = (0, 0),
         return_void_masks: bool = False,
+        target_maps: Mapping[str, TargetMap] | None = None,
     ) -> None:
         # (x / 255 - mean) / std in one multiplication and one subtraction
         self.scale = 1.0 / (255.0 * torch.tensor(image_std))[:, None, None]
@@ -50,33 +65,41 @@ class Collator:
         self.size_divisor = size_divisor or 1
         self.size = tuple(size)
         self.return_void_masks = return_void_masks
+        self.target_maps = dict(target_maps or {})
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        height, width = self._size([sample["image"].shape[-2:] for sample in samples])
-        channels = samples[0]["image"].shape[0]
-        pixel_values = torch.zeros(len(samples), channels, height, width)
-        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
-        void_masks = torch.zeros_like(pixel_mask)
+    def __call__(self, samples: Sequence[Sample] | Sequence[ClipSample]) -> Batch:
+        # An image is treated as a clip of one frame; that axis is dropped at the end.
+        are_clips = "video" in samples[0]
+        clips = [_frames(sample) for sample in samples]
+        height, width = self._size([clip.pixels.shape[-2:] for clip in clips])
+        num_frames, channels = clips[0].pixels.shape[:2]
+        pixel_values = torch.zeros(len(clips), num_frames, channels, height, width)
+        pixel_mask = torch.zeros(len(clips), num_frames, height, width, dtype=torch.bool)
+        void_masks = torch.zeros_like(pixel_mask) if self.return_void_masks else None
         mask_labels, class_labels = [], []
-        for index, sample in enumerate(samples):
-            image = sample["image"].as_subclass(torch.Tensor)
-            h, w = image.shape[-2:]
-            torch.mul(image, self.scale, out=pixel_values[index, :, :h, :w]).sub_(self.shift)
-            pixel_mask[index, :h, :w] = True
-            planes_PHW = sample["planes"].as_subclass(torch.Tensor)
-            targets_N = _targets(planes_PHW, sample["is_crowd"])
-            mask_labels.append(_padded_masks(planes_PHW, targets_N, height, width))
+        for index, (clip, sample) in enumerate(zip(clips, samples, strict=True)):
+            h, w = clip.pixels.shape[-2:]
+            torch.mul(clip.pixels, self.scale, out=pixel_values[index, ..., :h, :w]).sub_(self.shift)
+            pixel_mask[index, :, :h, :w] = True
+            targets_N = _targets(clip.planes, sample["is_crowd"])
+            masks_NTHW = _padded_masks(clip.planes, targets_N, height, width)
+            mask_labels.append(masks_NTHW if are_clips else masks_NTHW[:, 0])
             class_labels.append(sample["labels"][targets_N])
-            if self.return_void_masks:
-                void_masks[index, :h, :w] = void_mask(sample)
+            if void_masks is not None:
+                crowds_C = sample["is_crowd"].nonzero().flatten() + 1
+                void_masks[index, :, :h, :w] = (clip.planes[:, 0] == VOID) | torch.isin(clip.planes, crowds_C).any(1)
         batch: Batch = {
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
+            "pixel_values": pixel_values if are_clips else pixel_values[:, 0],
+            "pixel_mask": pixel_mask if are_clips else pixel_mask[:, 0],
             "mask_labels": mask_labels,
             "class_labels": class_labels,
         }
-        if self.return_void_masks:
-            batch["void_masks"] = void_masks
+        if void_masks is not None:
+            batch["void_masks"] = void_masks if are_clips else void_masks[:, 0]
+        if self.target_maps:
+            batch["target_maps"] = {
+                name: [_map_of(function, masks) for masks in mask_labels] for name, function in self.target_maps.items()
+            }
         return batch
 
     def _size(self, sizes: Sequence[Sequence[int]]) -> list[int]:
@@ -87,57 +110,39 @@ class Collator:
         ]
 
 
-class ClipCollator(Collator):
-    """`Collator` for clips of T frames each.
+class _Frames(NamedTuple):
+    """pixels (T, 3, h, w) uint8 and planes (T, P, h, w) int32 of a clip, or of an image, whose T is 1."""
 
-    Returns pixel_values (B, T, 3, H, W), pixel_mask (B, T, H, W), mask_labels B times (N, T, H, W), class_labels and
-    void_masks (B, T, H, W). Objects that no frame of their clip shows are dropped; one that some frame shows has an
-    empty mask in the others.
-    """
-
-    def __call__(self, samples: Sequence[ClipSample]) -> Batch:  # pyrefly: ignore[bad-override]
-        height, width = self._size([clip["video"].shape[-2:] for clip in samples])
-        num_frames, channels = samples[0]["video"].shape[:2]
-        pixel_values = torch.zeros(len(samples), num_frames, channels, height, width)
-        pixel_mask = torch.zeros(len(samples), num_frames, height, width, dtype=torch.bool)
-        void_masks = torch.zeros_like(pixel_mask)
-        mask_labels, class_labels = [], []
-        for index, clip in enumerate(samples):
-            video = clip["video"].as_subclass(torch.Tensor)
-            planes_TPHW = clip["planes"].as_subclass(torch.Tensor)
-            h, w = video.shape[-2:]
-            torch.mul(video, self.scale, out=pixel_values[index, ..., :h, :w]).sub_(self.shift)
-            pixel_mask[index, :, :h, :w] = True
-            targets_N = _targets(planes_TPHW, clip["is_crowd"])
-            frames = [_padded_masks(planes_PHW, targets_N, height, width) for planes_PHW in planes_TPHW]
-            mask_labels.append(torch.stack(frames, dim=1))
-            class_labels.append(clip["labels"][targets_N])
-            if self.return_void_masks:
-                crowds_C = clip["is_crowd"].nonzero().flatten() + 1
-                void_masks[index, :, :h, :w] = (planes_TPHW[:, 0] == VOID) | torch.isin(planes_TPHW, crowds_C).any(1)
-        batch: Batch = {
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "mask_labels": mask_labels,
-            "class_labels": class_labels,
-        }
-        if self.return_void_masks:
-            batch["void_masks"] = void_masks
-        return batch
+    pixels: torch.Tensor
+    planes: torch.Tensor
 
 
-def _targets(planes: torch.Tensor, is_crowd_N: torch.Tensor) -> torch.Tensor:
-    """Indices of the segments to learn: no crowd, and not lost by cropping. Planes (P, H, W), or of several frames."""
+def _frames(sample: Any) -> _Frames:
+    planes = sample["planes"].as_subclass(torch.Tensor)
+    if "video" in sample:
+        return _Frames(sample["video"].as_subclass(torch.Tensor), planes)
+    return _Frames(sample["image"].as_subclass(torch.Tensor)[None], planes[None])
+
+
+def _targets(planes_TPHW: torch.Tensor, is_crowd_N: torch.Tensor) -> torch.Tensor:
+    """Indices of the segments to learn: those that are no crowd and that cropping has not removed."""
     # Entry 0 is void, entry 1 no segment.
-    pixels_N = torch.bincount(planes.flatten() + 1, minlength=len(is_crowd_N) + 2)[2:]
+    pixels_N = torch.bincount(planes_TPHW.flatten() + 1, minlength=len(is_crowd_N) + 2)[2:]
     return ((pixels_N > 0) & ~is_crowd_N).nonzero().flatten()
 
 
-def _padded_masks(planes_PHW: torch.Tensor, targets_N: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    h, w = planes_PHW.shape[-2:]
-    masks_NHW = torch.zeros(len(targets_N), height, width, dtype=torch.bool)
-    numbers_N = (targets_N + 1).to(planes_PHW.dtype)[:, None, None]
-    torch.eq(planes_PHW[0], numbers_N, out=masks_NHW[:, :h, :w])
-    for plane_HW in planes_PHW[1:]:
-        masks_NHW[:, :h, :w] |= plane_HW == numbers_N
-    return masks_NHW
+def _padded_masks(planes_TPHW: torch.Tensor, targets_N: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The masks of some segments, (N, T, height, width) bool."""
+    h, w = planes_TPHW.shape[-2:]
+    masks_NTHW = torch.zeros(len(targets_N), len(planes_TPHW), height, width, dtype=torch.bool)
+    numbers_N = (targets_N + 1).to(planes_TPHW.dtype)[:, None, None, None]
+    planes_PTHW = planes_TPHW.transpose(0, 1)
+    torch.eq(planes_PTHW[0], numbers_N, out=masks_NTHW[..., :h, :w])
+    for plane_THW in planes_PTHW[1:]:
+        masks_NTHW[..., :h, :w] |= plane_THW == numbers_N
+    return masks_NTHW
+
+
+def _map_of(function: TargetMap, masks: torch.Tensor) -> torch.Tensor:
+    """The function's map of masks (N, H, W) or (N, T, H, W), frame by frame; same shape."""
+    return function(masks.flatten(0, -3)).view(masks.shape)

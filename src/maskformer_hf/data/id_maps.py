@@ -1,4 +1,4 @@
-"""Photos with one map of ids each, for the sources that differ only in what an id means.
+"""Images with one map of ids each, for the sources that differ only in what an id means.
 
 Shapes: V different ids in a map, H W pixels.
 """
@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .files import read_id_map, read_photo
+from .reader import RecordReader
 from .sample import VOID, Sample, Task
 
 NOTHING = -2
@@ -36,15 +36,15 @@ class Meaning(NamedTuple):
     is_crowd: np.ndarray
 
 
-class IdMaps(Dataset[Sample]):
-    """Photos and maps of ids, decoded when asked for. Segments come in order of class, then id.
+class IdMaps(RecordReader):
+    """Images and maps of ids, decoded when asked for. Segments come in order of class, then id.
 
     Args:
-        files: the paths of each photo and of its map, or maps.
-        meaning: the ids of one map, ascending (V,), to what they are.
+        files: the paths of each image and of its map, or maps.
+        meaning: gives for the ids of one map, ascending (V,), what they stand for.
         classes: (name, whether a thing) in the order of the labels.
-        read_ids: from the path of each map of a photo to ids (H, W).
-        known: what an id may be, for the message about one that is something else.
+        read_ids: gives for the path of each map of an image the ids (H, W).
+        known: what an id may be, for the message about any other.
     """
 
     def __init__(
@@ -59,30 +59,22 @@ class IdMaps(Dataset[Sample]):
     ) -> None:
         from datasets import Dataset as ArrowDataset
 
-        self.task: Task = task
-        self.id2label: dict[int, str] = {label: name for label, (name, _) in enumerate(classes)}
-        self.label_ids_to_fuse: list[int] = [label for label, (_, is_thing) in enumerate(classes) if not is_thing]
-        if task == "semantic":
-            self.label_ids_to_fuse = list(self.id2label)
-        self.records = ArrowDataset.from_dict(
-            {
-                "image": [str(photo) for photo, *_ in files],
-                "maps": [[str(path) for path in maps] for _, *maps in files],
-            }
+        super().__init__(
+            ArrowDataset.from_dict(
+                {
+                    "image": [str(image) for image, *_ in files],
+                    "maps": [[str(path) for path in maps] for _, *maps in files],
+                }
+            ),
+            [name for name, _ in classes],
+            task=task,
+            stuff=[label for label, (_, is_thing) in enumerate(classes) if task == "semantic" or not is_thing],
         )
         self._meaning = meaning
         self._read_ids = read_ids
         self._known = known
 
-    @property
-    def image_paths(self) -> list[str]:
-        return self.records["image"][:]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+    def sample(self, record: dict[str, Any]) -> Sample:
         ids_HW = self._read_ids(*record["maps"])
         image = read_photo(record["image"], size=ids_HW.shape)
         try:

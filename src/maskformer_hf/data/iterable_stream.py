@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from .sample import Sample, SegmentationDataset, Task
 from .stream import mix_seed
 
 BUFFER = 1000
-"""Rows among which the next one is drawn, undecoded: some 200 MB of JPEG photos of a megapixel."""
+"""Rows, still encoded: about 200 MB where they are JPEGs of a megapixel."""
 
 
 def is_streamed(dataset: SegmentationDataset) -> bool:
-    """Whether `dataset` is a stream, or a view of one (see `maskformer_hf.data.views`)."""
+    """Whether `dataset` is a stream, or one that was relabelled."""
     table = getattr(dataset, "table", None)
     if table is None:
         return False
@@ -24,47 +25,48 @@ def is_streamed(dataset: SegmentationDataset) -> bool:
     return isinstance(table, datasets.IterableDataset)
 
 
+@dataclass(frozen=True)
+class StreamPart:
+    """Which samples of an endless stream are read, and which of their batches one process gets.
+
+    Attributes:
+        batch_size: samples of a batch.
+        start, stop: samples number `start` to `stop - 1`; multiples of batch_size * num_processes.
+        process_index, num_processes: batch k of all goes to process k % num_processes.
+        buffer_size: rows among which the next one is drawn.
+    """
+
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
+    process_index: int = 0
+    num_processes: int = 1
+    buffer_size: int = BUFFER
+
+
 def streamed_loader(
     dataset: SegmentationDataset,
     transform: Callable[[Sample], Sample],
+    part: StreamPart,
     *,
     collate: Callable[[list[Sample]], Any],
-    batch_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    buffer_size: int = BUFFER,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """This process's batches of samples number `start` to `stop - 1`; the counterpart of `SampleStream`.
+    """The batches of a part of a stream; the counterpart of `SampleStream`.
 
-    Batch k of all goes to process k % num_processes. If the number of shards (files, mostly) is a multiple of
-    num_processes, each process reads its own shards, and which samples it sees depends on how many processes there are.
-    Otherwise each reads all rows, and the batches are the same whatever their number.
+    If the number of shards (files, mostly) is a multiple of the number of processes, each process reads its own shards,
+    and which samples it sees depends on how many processes there are. Otherwise each reads all rows, and the batches
+    are the same whatever their number.
 
     In each repetition the shards come in another order, and each row is drawn from a buffer. All this is a function of
-    seed and repetition alone: to begin at `start`, the rows before it are read again, but neither decoded nor
-    augmented. Rows are read by this process; worker processes decode and augment them.
-
-    Args:
-        start, stop: multiples of batch_size * num_processes.
+    seed and repetition alone. To begin at `part.start`, the rows before it are read again, but neither decoded nor
+    augmented. This process reads the rows, worker processes decode and augment them.
     """
-    batches = _Batches(
-        dataset.table,  # pyrefly: ignore[missing-attribute]
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        stop=stop,
-        process_index=process_index,
-        num_processes=num_processes,
-        buffer_size=buffer_size,
-    )
     return DataLoader(
-        _Samples(dataset, transform, seed),
-        batch_sampler=batches,  # pyrefly: ignore[bad-argument-type]
+        _Samples(dataset, transform, part.seed),
+        batch_sampler=_Batches(dataset.table, part),  # pyrefly: ignore[missing-attribute, bad-argument-type]
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
@@ -72,7 +74,7 @@ def streamed_loader(
 
 
 class _Samples(Dataset[Sample]):
-    """What worker processes do: from (number, row) to an augmented sample."""
+    """What worker processes do: they make an augmented sample of (number, row)."""
 
     def __init__(self, dataset: SegmentationDataset, transform: Callable[[Sample], Sample], seed: int) -> None:
         self.dataset = dataset
@@ -89,42 +91,27 @@ class _Samples(Dataset[Sample]):
 class _Batches(Sampler[list[tuple[int, dict[str, Any]]]]):
     """Lists of (number of the sample, undecoded row)."""
 
-    def __init__(
-        self,
-        table: Any,
-        *,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        process_index: int,
-        num_processes: int,
-        buffer_size: int,
-    ) -> None:
+    def __init__(self, table: Any, part: StreamPart) -> None:
         self.table = table
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.stop = stop
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.buffer_size = buffer_size
+        self.part = part
 
     def __len__(self) -> int:
-        return (self.stop - self.start) // (self.batch_size * self.num_processes)
+        part = self.part
+        return (part.stop - part.start) // (part.batch_size * part.num_processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-        first = self.start // (self.batch_size * self.num_processes)
-        has_own_shards = self.table.num_shards % self.num_processes == 0
-        rows = self._rows(self.process_index, self.num_processes) if has_own_shards else self._rows(0, 1)
-        batches_a_turn = 1 if has_own_shards else self.num_processes
-        before = first * batches_a_turn + (0 if has_own_shards else self.process_index)
-        rows = itertools.islice(rows, before * self.batch_size, None)
+        part = self.part
+        first = part.start // (part.batch_size * part.num_processes)
+        has_own_shards = self.table.num_shards % part.num_processes == 0
+        rows = self._rows(part.process_index, part.num_processes) if has_own_shards else self._rows(0, 1)
+        batches_a_turn = 1 if has_own_shards else part.num_processes
+        before = first * batches_a_turn + (0 if has_own_shards else part.process_index)
+        rows = itertools.islice(rows, before * part.batch_size, None)
         for turn in range(first, first + len(self)):
-            number = (turn * self.num_processes + self.process_index) * self.batch_size
-            yield [(number + place, row) for place, row in enumerate(itertools.islice(rows, self.batch_size))]
-            # The other processes' batches.
-            skipped = (batches_a_turn - 1) * self.batch_size
+            number = (turn * part.num_processes + part.process_index) * part.batch_size
+            yield [(number + place, row) for place, row in enumerate(itertools.islice(rows, part.batch_size))]
+            # Skips the batches of the other processes.
+            skipped = (batches_a_turn - 1) * part.batch_size
             next(itertools.islice(rows, skipped, skipped), None)
 
     def _rows(self, index: int, count: int) -> Iterator[dict[str, Any]]:
@@ -132,7 +119,7 @@ class _Batches(Sampler[list[tuple[int, dict[str, Any]]]]):
         from datasets.distributed import split_dataset_by_node
 
         # The shards are shuffled before they are shared out, with one seed for all processes.
-        table = self.table.shuffle(seed=self.seed, buffer_size=self.buffer_size)
+        table = self.table.shuffle(seed=self.part.seed, buffer_size=self.part.buffer_size)
         table = split_dataset_by_node(table, rank=index, world_size=count)
         for epoch in itertools.count():
             table.set_epoch(epoch)

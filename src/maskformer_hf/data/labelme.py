@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from .polygons import Polygons, draw, read_turned_photo, record
-from .records import ProblemCounter
+from .problems import ProblemCounter
 from .run_lengths import FARTHEST
 from .sample import VOID
 

@@ -8,27 +8,31 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from .ade20k import ade20k, is_ade20k
 from .cityscapes import cityscapes, is_cityscapes
-from .coco import CocoInstances, CocoInstancesAndStuff, CocoPanoptic
+from .coco import CocoInstances, CocoPanoptic
 from .coco_json import json_kind
+from .coco_stuff import CocoInstancesAndStuff
 from .color_folder import color_folder, is_color_folder
+from .concatenate import concatenate
+from .davis import DavisFolder
 from .from_datasets import DATASETS_OPTIONS, open_datasets
 from .instance_folder import InstanceFolder
 from .labelme import is_labelme, labelme
 from .mapillary import is_mapillary, mapillary
+from .relabel import Unlabelled, regroup
 from .sample import SegmentationDataset, Task
 from .semantic_folder import SemanticFolder
-from .video import DavisFolder, VideoFrames, YoutubeVis
-from .views import Cached, Unlabelled, concatenate, regroup
+from .video import VideoFrames
 from .yolo import is_yolo, yolo
+from .youtube_vis import YoutubeVis
 
 
 class Format(NamedTuple):
     """One way in which data sets lie on disk.
 
-    needs: what it looks for, as a message says it.
-    fits: (root, split) -> whether the files are of this format; None for those that only their name chooses.
-    open: (root, split, task) -> the data set. `task` is what was asked for, None if nothing was: for formats whose
-        annotations are of several kinds.
+    needs: what files it looks for, in words for a message.
+    fits: (root, split) -> whether the files are of this format; None for formats that must be asked for by name.
+    open: (root, split, task) -> the data set. `task` is the one that was asked for, or None. It tells which annotations
+        to read where a format has several.
     options: Names of further arguments of `open`.
     """
 
@@ -79,7 +83,7 @@ def _has_json(kind: str) -> Callable[[Path, str], bool]:
 
 
 def _is_davis(root: Path, split: str) -> bool:
-    # A json among the folders says more than their PNGs.
+    # Where there is a json of YouTube-VIS too, it says more than the PNGs.
     return _has_folders("JPEGImages", "Annotations")(root, split) and not _has_json("video")(root, split)
 
 
@@ -204,21 +208,19 @@ def open_dataset(
     class_groups: Literal["supercategory"] | Mapping[str, Sequence[str]] | None = None,
     void_classes: Sequence[str] = (),
     unlabelled: Unlabelled | None = None,
-    cache: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> SegmentationDataset:
-    """Opens a data set; photos and annotations are decoded when asked for.
+    """Opens a data set; images and annotations are decoded at each access.
 
     Args:
         root: folder of the data set.
-        split: what of it, as its format says: mostly the name of a folder or of a json (without its suffix). A list
+        split: the part of it, as its format says: mostly the name of a folder or of a json (without its suffix). A list
             joins several, also of several formats, as `concatenate` says.
         format: one of `FORMATS`; "auto" takes the one that fits the files.
         task: what to teach with the annotations, if not all they can; see `as_task`.
         class_groups, void_classes: see `regroup`.
         unlabelled: whether pixels of no segment are "void" (nothing is known about them) or "background" (known to be
-            no segment). By default as the format means it: background in instance data, void elsewhere.
-        cache: keep decoded samples in memory: pays where decoding competes with training.
+            no segment). By default what the format means: background in instance data, void elsewhere.
         options: what the format cannot find out: for the `datasets` library the arguments of `from_datasets`, such as
             `label_column`.
 
@@ -234,11 +236,8 @@ def open_dataset(
         raise ValueError(f"class_groups is {class_groups!r}; write 'supercategory' or {{group: [class names]}}")
     root = Path(root)
     splits = [split] if isinstance(split, str) else list(split)
-    if format == "datasets_streaming" and (cache or len(splits) > 1):
-        raise ValueError(
-            f"a stream cannot be kept in memory (cache is {cache}) nor joined (splits are {splits}); use format "
-            "'datasets'"
-        )
+    if format == "datasets_streaming" and len(splits) > 1:
+        raise ValueError(f"a stream cannot be joined to others (splits are {splits}); use format 'datasets'")
     if not splits:
         raise ValueError(f"no split of {root} is named; name at least one")
     parts = []
@@ -247,8 +246,7 @@ def open_dataset(
         kind = FORMATS[found]
         _check_options(options or {}, kind.options, found)
         parts.append(kind.open(root, name, task, **(options or {})))
-    dataset = regroup(concatenate(parts, task, unlabelled), class_groups, void_classes)
-    return Cached(dataset) if cache else dataset
+    return regroup(concatenate(parts, task, unlabelled), class_groups, void_classes)
 
 
 def _check_options(options: Mapping[str, Any], known: tuple[str, ...], format: str) -> None:
@@ -257,3 +255,21 @@ def _check_options(options: Mapping[str, Any], known: tuple[str, ...], format: s
             close = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
             raise ValueError(f"format {format!r} has no option {name!r}; {remedy}")
+
+
+def find_data(path: Path, split: str | None, format: str = "auto") -> tuple[Path, str]:
+    """The root and the split for `open_dataset`, for a path that may be a folder, a file, or a name on the Hub.
+
+    Raises ValueError where there is no such path, or it does not go with `split`.
+    """
+    if format == "datasets" and not path.exists():
+        if split is None:
+            raise ValueError(f"{path} is no folder, so it is taken for a name on the Hub; say which split of it")
+        return path, split
+    if path.is_file():
+        if split is not None:
+            raise ValueError(f"{path} is a file, which has no split {split!r}; give its folder, or no split")
+        return path.parent, path.name
+    if not path.is_dir():
+        raise ValueError(f"there is no folder or file {str(path)!r}")
+    return path, "." if split is None else split

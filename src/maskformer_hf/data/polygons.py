@@ -1,4 +1,4 @@
-"""Photos with outlined objects, for the sources that differ only in how they write an outline down.
+"""Images with outlined objects, for the sources that differ only in how they write an outline down.
 
 Shapes: N segments, H W pixels.
 """
@@ -11,25 +11,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .reader import RecordReader
 from .run_lengths import decode_run_lengths, planes_from_run_lengths
-from .sample import VOID, Problem, Sample, Task
+from .sample import VOID, Problem, Sample
 
 
-class Polygons(Dataset[Sample]):
-    """Photos and outlines, kept as numbers in an Arrow table and drawn when asked for. What is outlined by nothing is
-    background.
+class Polygons(RecordReader):
+    """Images and outlines, kept as numbers in an Arrow table and drawn when asked for. Pixels outside of all outlines
+    are background.
 
     Args:
-        records: one a photo, see `record`.
+        records: one an image, see `record`.
         names: the classes.
         shares: coordinates are shares of width and height, not pixels.
         problems: what was left out of the records.
     """
-
-    task: Task = "instance"
 
     def __init__(
         self,
@@ -43,9 +41,6 @@ class Polygons(Dataset[Sample]):
         from datasets import Dataset as ArrowDataset
         from datasets.table import InMemoryTable
 
-        self.id2label: dict[int, str] = dict(enumerate(names))
-        self.label_ids_to_fuse: list[int] = []
-        self.problems = list(problems)
         self.shares = shares
         numbers = pyarrow.list_(pyarrow.int32())
         schema = pyarrow.schema(
@@ -58,18 +53,11 @@ class Polygons(Dataset[Sample]):
                 "masks": pyarrow.list_(pyarrow.string()),
             }
         )
-        # Not `from_list`, which takes ten times as long to look at every number.
-        self.records = ArrowDataset(InMemoryTable(pyarrow.Table.from_pylist(list(records), schema)))
+        # `ArrowDataset.from_list` takes ten times as long, as it looks at every number.
+        table = ArrowDataset(InMemoryTable(pyarrow.Table.from_pylist(list(records), schema)))
+        super().__init__(table, names, task="instance", problems=problems)
 
-    @property
-    def image_paths(self) -> list[str]:
-        return self.records["image"][:]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+    def sample(self, record: dict[str, Any]) -> Sample:
         photo = self.read_photo(record)
         height, width = photo.shape[-2:]
         if record["size"] and record["size"] != [height, width]:

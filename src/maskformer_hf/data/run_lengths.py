@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .records import ProblemCounter
+from .problems import ProblemCounter
 
 FARTHEST = 1_000_000
 """Pixels. pycocotools walks along a polygon's edges step by step, and never ends where a coordinate is not a number."""

@@ -19,11 +19,12 @@ class Sample(TypedDict):
 
     image: (3, H, W) uint8 RGB.
     planes: (P, H, W) int32, P >= 1. The value i > 0 belongs to segment i - 1 of `labels`, 0 to none. Segments that
-        overlap lie in different planes; each segment lies in one. Void pixels are `VOID` in plane 0. Ids in place of N
-        masks: four bytes a pixel, whatever the number of segments, until they are on the device.
+        overlap lie in different planes; each segment lies in one. Void pixels are `VOID` in plane 0. A plane takes
+        four bytes a pixel whatever the number of segments, where N masks would take N.
     labels: (N,) int64, the class of each segment.
-    is_crowd: (N,) bool: a region of many objects nobody told apart: no target, and it excuses what is found in it.
-    name: what a message calls the image, such as the path of its file.
+    is_crowd: (N,) bool. A crowd is a region of many objects that nobody told apart. It is no target, and what is found
+        in it is not counted as false.
+    name: how a message calls the image, such as the path of its file.
     """
 
     image: tv_tensors.Image
@@ -34,9 +35,10 @@ class Sample(TypedDict):
 
 
 class Problem(NamedTuple):
-    """Annotations of one kind that a reader left out, because nothing can be learned from them.
+    """Annotations that a reader left out for the same reason.
 
-    what: such as "polygon without area". examples: where, with file and id, the first ten.
+    what: such as "polygon without area".
+    examples: the first ten, with file and id.
     """
 
     what: str
@@ -45,15 +47,15 @@ class Problem(NamedTuple):
 
 
 class SegmentationDataset(Protocol):
-    """What readers give: decoded when asked for, hence of any size.
+    """What readers give. Samples are decoded at each access, so that a data set may be of any size.
 
-    A reader may besides have `image_paths` (the photos' files, by which doubles are found), `problems` (a list of
+    A reader may also have `image_paths` (the images' files, by which duplicates are found), `problems` (a list of
     `Problem`) and `supercategories` (class name -> name of its group).
 
     Attributes:
         task: What its annotations can teach. Semantic samples have one segment a class.
         id2label: Names of the classes, numbered from 0 without gaps.
-        label_ids_to_fuse: Classes that are stuff, which is not counted; empty for "instance".
+        label_ids_to_fuse: Classes that are stuff; empty for "instance".
     """
 
     task: Task
@@ -76,7 +78,7 @@ def binary_masks(sample: Sample) -> torch.Tensor:
 
 
 def void_mask(sample: Sample) -> torch.Tensor:
-    """Pixels that teach nothing, (H, W) bool: void, and crowds."""
+    """Pixels from which nothing is learned, (H, W) bool: void and crowds."""
     planes_PHW = sample["planes"].as_subclass(torch.Tensor)
     void_HW = planes_PHW[0] == VOID
     for index in sample["is_crowd"].nonzero().flatten().tolist():
@@ -87,7 +89,7 @@ def void_mask(sample: Sample) -> torch.Tensor:
 def class_map(sample: Sample, ignore_index: int = 255) -> torch.Tensor:
     """The class of each pixel, (H, W) int64; `ignore_index` where there is none. Higher planes cover lower ones."""
     planes_PHW = sample["planes"].as_subclass(torch.Tensor).long()
-    # Entry 0 and, from behind, `VOID`: no class.
+    # Entry 0, and the last one, which index `VOID` = -1 reaches, stand for no class.
     classes = torch.cat((sample["labels"], sample["labels"].new_full((1,), ignore_index))).roll(1)
     classes = torch.cat((classes, classes.new_full((1,), ignore_index)))
     result_HW = classes[planes_PHW[0]]
@@ -97,7 +99,7 @@ def class_map(sample: Sample, ignore_index: int = 255) -> torch.Tensor:
 
 
 def planes_from_masks(masks_NHW: torch.Tensor) -> torch.Tensor:
-    """Planes (P, H, W) int32 of masks (N, H, W) bool which may overlap: each goes to the first plane with room."""
+    """Planes (P, H, W) int32 of masks (N, H, W) bool which may overlap. Each goes to the first plane with room."""
     planes: list[torch.Tensor] = [torch.zeros(masks_NHW.shape[-2:], dtype=torch.int32)]
     for index, mask_HW in enumerate(masks_NHW, start=1):
         for plane_HW in planes:
@@ -108,3 +110,11 @@ def planes_from_masks(masks_NHW: torch.Tensor) -> torch.Tensor:
             planes.append(plane_HW)
         plane_HW[mask_HW] = index
     return torch.stack(planes)
+
+
+def flat_map(planes_PHW: torch.Tensor) -> torch.Tensor:
+    """The planes as one map (H, W), in which segments of higher planes cover those of lower ones."""
+    flat_HW = planes_PHW[0]
+    for plane_HW in planes_PHW[1:]:
+        flat_HW = torch.where(plane_HW > 0, plane_HW, flat_HW)
+    return flat_HW

@@ -31,7 +31,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
-            memory = self.pixel_decoder.memory
+            memory: Any = self.pixel_decoder.memory
             self.transformer_decoder = make_transformer_decoder(config, self.backbone.facts, memory)
         self.post_init()
 
@@ -52,7 +52,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         ask = self.ask(pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         encoded = self.encode(pixel_values, ask)
         decoded = self.decode(encoded, ask)
-        output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask, output_hidden_states))
+        output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask))
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def ask(
@@ -63,9 +63,9 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> Ask:
         """What a forward is asked for, by its arguments and the configuration."""
-        keep_hidden_states = default(output_hidden_states, self.config.output_hidden_states)
         return Ask(
-            every_layer=bool(every_layer or keep_hidden_states),
+            every_layer=bool(every_layer),
+            hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
             progress=self.training_progress if self.training else 1.0,
@@ -76,8 +76,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         leading = LEADING_DIMENSIONS[self.config.kind]
         if pixel_values.dim() != len(leading) + 3 or pixel_values.shape[-3] != self.config.num_channels:
             raise ValueError(
-                f"`pixel_values` must have shape ({', '.join(leading)}, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}."
+                f"`pixel_values` must have shape ({', '.join(leading)}, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
             )
         features = self.backbone(pixel_values.flatten(0, -4).to(self.dtype))
         return Encoded(features, self.pixel_decoder(features, ask))
@@ -95,19 +95,16 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             if part is not None:
                 part.compile(*args, **kwargs)
 
-    def hidden_states(
-        self, encoded: Encoded, decoded: Decoded, ask: Ask, output_hidden_states: bool | None
-    ) -> dict[str, Any]:
+    def hidden_states(self, encoded: Encoded, decoded: Decoded, ask: Ask) -> dict[str, Any]:
         """What an output says of the inside of the model: fields of [`MaskFormerHfModelOutput`]."""
-        keep = default(output_hidden_states, self.config.output_hidden_states)
         num_extra = 0 if decoded.extra is None else decoded.extra.features.shape[1]
         output = decoded.outputs[-1] if decoded.outputs else None
         queries = tuple(own[:, num_extra:] for own in output.queries) if output else ()
 
-        def by_clip(maps: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
+        def by_clip(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             """Maps of frames, (B T, ...), as maps of clips, (B, T, ...)."""
-            if maps is None or ask.num_frames is None:
-                return None if maps is None else tuple(maps)
+            if ask.num_frames is None:
+                return tuple(maps)
             return tuple(frames.unflatten(0, (-1, ask.num_frames)) for frames in maps)
 
         features, [embeddings] = by_clip(encoded.features), by_clip([encoded.pixels.embeddings])
@@ -115,10 +112,10 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             "transformer_decoder_last_hidden_state": queries[-1] if queries else None,
             "pixel_decoder_last_hidden_state": embeddings,
             "encoder_last_hidden_state": features[-1],
-            "encoder_hidden_states": features if keep else None,
-            "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if keep else None,
-            "transformer_decoder_hidden_states": queries if keep and queries else None,
-            "encoder_attentions": by_clip(encoded.pixels.attentions),
+            "encoder_hidden_states": features if ask.hidden_states else None,
+            "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if ask.hidden_states else None,
+            "transformer_decoder_hidden_states": queries if ask.hidden_states and queries else None,
+            "encoder_attentions": encoded.pixels.attentions and by_clip(encoded.pixels.attentions),
             "decoder_attentions": output and output.attentions,
             "cross_attentions": output and output.cross_attentions,
         }
@@ -193,8 +190,9 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             **logits_of(sets[-1], output_auxiliary_logits, lazy_masks),
-            **sizes_of(pixel_values, pixel_mask, ask),
-            **self.model.hidden_states(encoded, decoded, ask, output_hidden_states),
+            image_sizes=image_sizes_of(pixel_values, pixel_mask, ask),
+            padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
+            **self.model.hidden_states(encoded, decoded, ask),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -234,17 +232,15 @@ def logits_of(predictions: PredictionSet, auxiliary: bool | None, lazy: bool) ->
     }
 
 
-def sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, ask: Ask) -> dict[str, torch.Tensor]:
-    """Sizes of the images with and without padding: fields of [`MaskFormerHfForUniversalSegmentationOutput`]."""
-    padded_sizes = size_rows(pixel_values, pixel_values.shape[-2:])
+def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, ask: Ask) -> torch.Tensor:
+    """Height and width of the part of each image that is no padding, (B, 2)."""
     if pixel_mask is None:
-        return {"image_sizes": padded_sizes, "padded_sizes": padded_sizes.clone()}
+        return size_rows(pixel_values, pixel_values.shape[-2:])
     real = pixel_mask.bool()
     if ask.num_frames is not None:
         # The frames of a clip have one size.
         real = real.any(1)
-    image_sizes = torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
-    return {"image_sizes": image_sizes, "padded_sizes": padded_sizes}
+    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
 
 
 def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .interfaces import Decoded, Encoded
+from .interfaces import Ask, Decoded, Encoded
 from .layers import MLP, keep_rows
 from .masks import mask_logits
 
@@ -18,9 +18,10 @@ class QueryPixelHead(nn.Module):
         super().__init__()
         self.mask_embedder = MLP(hidden_size, hidden_size, mask_feature_size, num_layers=3)
 
-    def forward(self, decoded: Decoded, encoded: Encoded) -> torch.Tensor:
-        """Class logits of every pixel (L, B, K, h, w) of all decoder layers at once."""
-        queries_LBKC = torch.stack(decoded.outputs[-1].queries)
+    def forward(self, decoded: Decoded, encoded: Encoded, ask: Ask) -> torch.Tensor:
+        """Class logits of every pixel (L, B, K, h, w) of the layers that are asked for."""
+        queries = decoded.outputs[-1].queries
+        queries_LBKC = torch.stack(queries if ask.every_layer else queries[-1:])
         return mask_logits(self.mask_embedder(queries_LBKC), encoded.pixels.embeddings)
 
 
@@ -37,7 +38,7 @@ class PixelHead(nn.Module):
         if self.classifier.bias is not None:
             init.zeros_(self.classifier.bias)
 
-    def forward(self, decoded: Decoded, encoded: Encoded) -> torch.Tensor:
+    def forward(self, decoded: Decoded, encoded: Encoded, ask: Ask) -> torch.Tensor:
         """Class logits of every pixel (1, B, K, h, w)."""
         return self.classifier(encoded.pixels.embeddings)[None]
 

@@ -5,8 +5,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-# Pixels of boolean masks that are copied to floats at a time, on a CPU and elsewhere: a bound on memory.
-CHUNK = (2**20, 2**24)
+from .at_once import AtOnce
+
+# Pixels of boolean masks that are copied to floats at a time: a bound on memory.
+PIXELS_AT_ONCE = AtOnce(cpu=2**20, other=2**24)
 
 
 def uniform_points(*size: int, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -37,12 +39,12 @@ def _sample_boolean(masks_NCHW: torch.Tensor, grid_N1P2: torch.Tensor) -> torch.
     """`F.grid_sample` by copies of a few masks at a time: on a CPU even a copy for a single layer's points is many
     times as fast as to gather the corners of all points and to mix them."""
     num_channels, height, width = masks_NCHW.shape[1:]
-    chunk = CHUNK[masks_NCHW.device.type != "cpu"]
-    num_maps = max(1, chunk // (num_channels * height * width))
+    at_once = PIXELS_AT_ONCE.on(masks_NCHW.device)
+    num_maps = max(1, at_once // (num_channels * height * width))
     values = []
     for maps, grid in zip(masks_NCHW.split(num_maps), grid_N1P2.split(num_maps), strict=True):
         # As bytes: a CPU makes floats of them much faster than of booleans.
-        channels = maps.view(torch.uint8).split(max(1, chunk // (height * width)), dim=1)
+        channels = maps.view(torch.uint8).split(max(1, at_once // (height * width)), dim=1)
         values.append(torch.cat([F.grid_sample(part.float(), grid, align_corners=False) for part in channels], dim=1))
     return torch.cat(values)
 
@@ -90,7 +92,15 @@ def uncertain_points(
     certainty = sample_points(mask_logits_Nhw, candidates).abs_()
     # A loss is a sum over the points: their order does not matter, and sorting them costs as much as finding them.
     index = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-    # x and y as one number of twice their size: a row of them is gathered several times as fast as a row of pairs.
-    uncertain = candidates.view(torch.int64)[..., 0].gather(1, index)[..., None].view(torch.float32)
+    uncertain = _gather_points(candidates, index)
     uniform = uniform_points(num_masks, num_points - num_uncertain, device=device, generator=generator)
     return torch.cat((uncertain, uniform), dim=1)
+
+
+def _gather_points(points_NPd: torch.Tensor, index_Np: torch.Tensor) -> torch.Tensor:
+    """The points that are chosen of each mask, (N, p, d)."""
+    if points_NPd.shape[-1] == 2:
+        # x and y as one number of twice their size, which is gathered several times as fast as pairs are.
+        pairs_NP = points_NPd.view(torch.int64)[..., 0]
+        return pairs_NP.gather(1, index_Np)[..., None].view(torch.float32)
+    return points_NPd.gather(1, index_Np[..., None].expand(-1, -1, points_NPd.shape[-1]))

@@ -58,8 +58,8 @@ class LinearClassHead(nn.Linear):
     def from_config(cls, config: Any) -> "LinearClassHead":
         return cls(config.hidden_size, config.num_labels)
 
-    def forward(self, queries_LBQC: torch.Tensor, context: HeadContext | None = None) -> torch.Tensor:
-        return super().forward(queries_LBQC)
+    def forward(self, input: torch.Tensor, context: HeadContext | None = None) -> torch.Tensor:
+        return super().forward(input)
 
     def with_classes(self, rows: Sequence[int | None]) -> "LinearClassHead":
         """A head of which class i is the former class `rows[i]`, or a new one. No-object stays no-object."""
@@ -100,9 +100,11 @@ class PredictionHead(nn.Module):
         extra: Sequence[QueryGroup],
         ask: Ask,
     ) -> list[PredictionSet]:
-        queries_LBRC = torch.stack(output.queries)
-        masks = output.masks
-        if masks is None:
+        layers = slice(None) if ask.every_layer else slice(-1, None)
+        queries_LBRC = torch.stack(output.queries[layers])
+        if output.masks is not None:
+            masks = output.masks.part(layers)
+        else:
             masks = self.mask_embedder.masks(self.mask_embedder(queries_LBRC), pixels, ask)
         class_logits = self.class_predictor(queries_LBRC, HeadContext(features, pixels, masks))
         sets, start = [], 0

@@ -124,7 +124,7 @@ class DetrTransformerDecoder(nn.Module):
             )
             attentions.append(self_weights)
             cross_attentions.append(cross_weights)
-            if ask.every_layer or number == len(layers):
+            if ask.queries_of_every_layer or number == len(layers):
                 results.append(self.norm(queries_BRC))
         return TransformerDecoderOutput(
             tuple(results),

@@ -115,8 +115,8 @@ class MaskedTransformerDecoder(nn.Module):
     def check(config: Any):
         if config.is_per_pixel:
             raise ValueError(
-                "`transformer_decoder='masked'` attends within masks of queries, which a per-pixel model does not have: "
-                "choose 'detr', or None."
+                "`transformer_decoder='masked'` attends within masks of queries, which a per-pixel model does not "
+                "have: choose 'detr', or None."
             )
         check_width(config, "hidden_size")
         if config.decoder_encoder_layers:
@@ -142,14 +142,14 @@ class MaskedTransformerDecoder(nn.Module):
         pixels_BCS = [
             _cells(self.mask_embedder.at_size(pixels, level.size[-2:]), ask).transpose(1, 2) for level in levels
         ]
-        own_BQC = self.query_features.weight.expand(len(levels[0].states), -1, -1)
+        own_BQC = self.query_features.weight.expand(levels[0].states.shape[0], -1, -1)
         queries_BRC, query_position, attended = join_queries(own_BQC, self.query_position.weight, extra)
         forced_BES = [_forced(extra, level.size) for level in levels]
         results, mask_embeddings, attentions, cross_attentions = [], [], [], []
         for number, layer in enumerate(self.layers[: ask.num_decoder_layers]):
             normed_BRC = self.norm(queries_BRC)
             embedded_BRC = self.mask_embedder(normed_BRC)
-            if ask.every_layer:
+            if ask.queries_of_every_layer:
                 results.append(normed_BRC)
                 mask_embeddings.append(embedded_BRC)
             index = number % len(levels)

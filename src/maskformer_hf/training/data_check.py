@@ -8,15 +8,17 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
-from ..data.report import DataReport, format_report, inspect_dataset, photos_in_both
+from ..data import FirstRows, SegmentationDataset, find_data, is_streamed, open_dataset
+from ..data.inspection import TrainingView, inspect_dataset
+from ..data.report import DataReport, format_report, shared_images
 from ..inference.load import checkpoint_path
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS
 from ..visualize import contact_sheet
 from .arguments import AugmentationArguments, ModelArguments, Recipe
-from .building import config_class_of, open_data
-from .evaluation import find_data, write_json
+from .json_files import write_json
+from .recipe_data import open_data
+from .recipe_model import config_class_of
 
 # Before training so many images of each split are looked at, which takes seconds; `maskformer check-data` takes all.
 IMAGES_BEFORE_TRAINING = 500
@@ -101,23 +103,21 @@ def check_data(
         sheet: Where the contact sheet of the first split goes; those of others get their name behind the file's stem.
         json: Where the reports go, as a list.
     """
-    resize, crop_size = None, None
+    training = TrainingView(num_queries=num_queries)
     if augmentation is not None:
-        resize = smallest_training_size(augmentation)
         crop_size = None if augmentation.crop_size is None else (augmentation.crop_size[0], augmentation.crop_size[1])
+        training = TrainingView(smallest_training_size(augmentation), crop_size, num_queries)
     reports: list[DataReport] = []
     for name, dataset in splits.items():
         report = inspect_dataset(
             dataset,
             name=name,
             max_images=max_images,
-            training_size=resize,
-            crop_size=crop_size,
-            num_queries=num_queries,
+            training=training,
             max_picks=max_pictures,
             progress=progress,
         )
-        shared = [photos_in_both(other, report) for other in reports]
+        shared = [shared_images(other, report) for other in reports]
         report.warnings += [problem for problem in shared if problem is not None]
         reports.append(report)
         if sheet is not None and report.picks:

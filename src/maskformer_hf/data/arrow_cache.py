@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .sample import Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset as ArrowDataset
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 Parsed = tuple["Schema", Iterable[dict[str, Any]], dict[str, Any]]
 
-# Part of a file's name: to be counted up with every change of what the parsers below `arrow_records` make.
+# Part of a cached file's name. Raise it with every change of what a parser that is given to `arrow_records` makes.
 VERSION = 1
 METADATA_KEY = b"maskformer_hf"
 BATCH = 1000
@@ -45,7 +43,7 @@ def arrow_records(source: Path, kind: str, parse: Callable[[Path], Parsed]) -> t
         schema, records, facts = parse(source)
         iterator = iter(records)
         schema = schema.with_metadata({METADATA_KEY: json.dumps(facts).encode()})
-        # Written under another name: several processes may be at it, and whichever ends last replaces an equal file.
+        # Written under another name, as several processes may do this at once. The last one replaces an equal file.
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,34 +62,3 @@ def arrow_records(source: Path, kind: str, parse: Callable[[Path], Parsed]) -> t
     with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as reader:
         facts = json.loads(reader.schema.metadata[METADATA_KEY])
     return ArrowDataset.from_file(str(path)), facts
-
-
-class ProblemCounter:
-    """Collects `Problem`s: all are counted, the first ten of a kind kept."""
-
-    def __init__(self) -> None:
-        self.examples: dict[str, list[str]] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, what: str, where: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-        if self.counts[what] <= 10:
-            self.examples.setdefault(what, []).append(where)
-
-    def problems(self) -> list[Problem]:
-        return [Problem(what, count, self.examples[what]) for what, count in self.counts.items()]
-
-
-def read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Parses a json whose top level has these keys. Raises ValueError naming the file and what is missing."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid json: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} at its top; expected keys {list(keys)}")
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"{path} has no {missing}; its keys are {sorted(content)}")
-    return content

@@ -1,9 +1,7 @@
-"""Data sets made of others: other classes, another task, several joined, kept in memory."""
+"""Data sets with other classes or for another task than their annotations have."""
 
-import bisect
 import difflib
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .sample import VOID, Sample, SegmentationDataset, Task
+from .sample import VOID, Sample, SegmentationDataset, Task, flat_map
 
 BACKGROUND = -2
 """In a label map: the segments of this class are left out, and their pixels are known to be no segment."""
@@ -24,7 +22,7 @@ class Relabelled(Dataset[Sample]):
 
     Args:
         label_map: for each class of `dataset` the new one, or `VOID`, or `BACKGROUND`.
-        label_ids_to_fuse: new classes whose segments become one segment an image. For "semantic" all do.
+        label_ids_to_fuse: new classes whose segments become one segment in each image. For "semantic" all classes do.
         unlabelled: what pixels of no segment become; None leaves them.
     """
 
@@ -47,7 +45,7 @@ class Relabelled(Dataset[Sample]):
         self.fused = frozenset(id2label if task == "semantic" else label_ids_to_fuse)
 
     def __getattr__(self, name: str) -> object:
-        # What only some readers know, such as `image_paths` and `problems`. Copying asks before there is a dataset.
+        # What only some readers have, such as `image_paths`. Unpickling asks before there is a `dataset`.
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -77,8 +75,8 @@ class Relabelled(Dataset[Sample]):
                 ids.append(id_of_fused[label])
         if len(labels) < sum(label >= 0 for label in new_labels_N) and len(planes_PHW) > 1:
             # Segments that become one may lie in several planes, and a segment lies in one.
-            planes_PHW = _flat(planes_PHW)[None]
-        # Entry 0 is no segment, the last one, which index -1 reaches, void.
+            planes_PHW = flat_map(planes_PHW)[None]
+        # Entry 0 stands for no segment. The last one, which index -1 reaches, stands for void.
         lookup = torch.tensor([0, *ids, VOID], dtype=torch.int32)
         planes_PHW = lookup[planes_PHW.long()]
         if VOID in ids and len(planes_PHW) > 1:
@@ -98,20 +96,16 @@ class Relabelled(Dataset[Sample]):
         }
 
 
-def _flat(planes_PHW: torch.Tensor) -> torch.Tensor:
-    flat_HW = planes_PHW[0]
-    for plane_HW in planes_PHW[1:]:
-        flat_HW = torch.where(plane_HW > 0, plane_HW, flat_HW)
-    return flat_HW
-
-
 def as_task(
     dataset: SegmentationDataset, task: Task | None, unlabelled: Unlabelled | None = None
 ) -> SegmentationDataset:
-    """The same annotations for another task: fewer distinctions are always possible, more are not.
+    """The same annotations for another task, which may make fewer distinctions but not more.
 
-    semantic: the segments of a class become one, crowds among them. instance from panoptic: stuff becomes background.
-    panoptic from instance: as none of the stuff is annotated, unlabelled pixels become void unless told otherwise.
+    - semantic: the segments of a class become one, crowds included.
+    - instance from panoptic: stuff becomes background.
+    - panoptic from instance: unlabelled pixels become void by default, as none of the stuff is annotated.
+
+    Raises ValueError for a task that semantic annotations cannot teach.
     """
     task = task or dataset.task
     if dataset.task == "semantic" != task:
@@ -209,117 +203,3 @@ def _supercategories(dataset: SegmentationDataset) -> dict[str, list[str]]:
             )
         groups.setdefault(known[name], []).append(name)
     return groups
-
-
-class Concatenated(Dataset[Sample]):
-    """Several data sets one after the other; see `concatenate`."""
-
-    def __init__(self, parts: Sequence[SegmentationDataset], kept: Sequence[range | list[int]]) -> None:
-        self.parts = list(parts)
-        self.kept = list(kept)
-        self.ends = list(itertools.accumulate(len(indices) for indices in kept))
-        self.id2label = parts[0].id2label
-        self.label_ids_to_fuse = parts[0].label_ids_to_fuse
-        self.task: Task = parts[0].task
-        self.supercategories: dict[str, str] = {}
-        for part in reversed(self.parts):
-            self.supercategories |= getattr(part, "supercategories", {})
-        self.problems = [problem for part in self.parts for problem in getattr(part, "problems", [])]
-
-    @property
-    def image_paths(self) -> list[str]:
-        paths = []
-        for part, indices in zip(self.parts, self.kept, strict=True):
-            part_paths = getattr(part, "image_paths", None)
-            if part_paths is None:
-                raise AttributeError("image_paths")
-            paths += [part_paths[index] for index in indices]
-        return paths
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number = bisect.bisect_right(self.ends, index)
-        indices = self.kept[number]
-        return self.parts[number][indices[index - self.ends[number] + len(indices)]]
-
-
-def concatenate(
-    parts: Sequence[SegmentationDataset], task: Task | None = None, unlabelled: Unlabelled | None = None
-) -> SegmentationDataset:
-    """One data set after the other, with the union of their classes, by name, in the order in which they come.
-
-    A photo (the file, whatever the path to it) that an earlier part has is left out of later ones, so that panoptic
-    annotations can be completed by instances of more photos. With panoptic parts, instance parts become panoptic: see
-    `as_task`. Semantic parts join semantic ones, or with task="semantic" any.
-    """
-    if task is None:
-        tasks = {part.task for part in parts}
-        if "semantic" in tasks and len(tasks) > 1:
-            raise ValueError(f"the parts are for tasks {sorted(tasks)}; pass task='semantic' to join them all")
-        task = "panoptic" if "panoptic" in tasks else parts[0].task
-    parts = [as_task(part, task, unlabelled) for part in parts]
-    if len(parts) == 1:
-        return parts[0]
-
-    names: list[str] = list(dict.fromkeys(name for part in parts for name in part.id2label.values()))
-    stuff = {part.id2label[label] for part in parts for label in part.label_ids_to_fuse}
-    things = {name for part in parts for label, name in part.id2label.items() if label not in part.label_ids_to_fuse}
-    if task != "semantic" and stuff & things:
-        raise ValueError(f"classes {sorted(stuff & things)} are things in one part and stuff in another; rename them")
-    id2label = dict(enumerate(names))
-    fuse = [label for label, name in id2label.items() if name in stuff]
-
-    united: list[SegmentationDataset] = []
-    kept: list[range | list[int]] = []
-    seen: set[str] = set()
-    for part in parts:
-        united.append(
-            part
-            if part.id2label == id2label and list(part.label_ids_to_fuse) == fuse
-            else Relabelled(
-                part,
-                [names.index(name) for name in part.id2label.values()],
-                id2label=id2label,
-                label_ids_to_fuse=fuse,
-                task=task,
-            )
-        )
-        paths = getattr(part, "image_paths", None)
-        if paths is None:
-            kept.append(range(len(part)))
-            continue
-        files = [os.path.realpath(path) for path in paths]
-        kept.append([index for index, file in enumerate(files) if file not in seen])
-        seen.update(files)
-    return Concatenated(united, kept)
-
-
-class Cached(Dataset[Sample]):
-    """Another data set whose samples are kept once decoded: 3 + 4 P bytes a pixel, in each process that reads it."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
-        self.id2label = dataset.id2label
-        self.label_ids_to_fuse = dataset.label_ids_to_fuse
-        self.task: Task = dataset.task
-        self._samples: dict[int, Sample] = {}
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_samples": {}}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        if index not in self._samples:
-            self._samples[index] = self.dataset[index]
-        return self._samples[index]

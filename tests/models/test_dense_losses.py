@@ -2,25 +2,19 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from maskformer_hf.models import mask_losses
-from maskformer_hf.models.mask_losses import cross_entropy_loss, dense_losses, dice_loss, focal_loss
+from maskformer_hf.models import dense_workspace
+from maskformer_hf.models.at_once import AtOnce
+from maskformer_hf.models.dense_losses import DenseTerms, dense_losses, plain_dense_losses
 from tensors import LargestTensor
 
-PLAIN = {"focal": focal_loss, "cross_entropy": cross_entropy_loss}
 
-
-def plain_losses(logits_LMhw, targets_MHW, mask_term, counted_BHW=None, image_M=None):
-    large = F.interpolate(logits_LMhw.flatten(0, 1)[:, None], targets_MHW.shape[-2:], mode="bilinear")
-    large_LMX = large.unflatten(0, logits_LMhw.shape[:2]).flatten(2)
-    results = []
-    for loss in (PLAIN[mask_term], dice_loss):
-        for layer in large_LMX:
-            for m, logits in enumerate(layer):
-                counted = None if counted_BHW is None else counted_BHW[image_M[m]].flatten()[None]
-                results.append(loss(logits[None], targets_MHW[m].flatten()[None], counted))
-    return torch.stack(results).reshape(2, *logits_LMhw.shape[:2]).unbind()
+def plain_losses(logits_LMhw, targets_MHW, terms, counted_BHW=None, image_M=None):
+    """Mask term and dice loss of each mask by the plain formula, with gradients of each."""
+    counted_MHW = None if counted_BHW is None else counted_BHW[image_M]
+    weights = ((1.0, 0.0), (0.0, 1.0))
+    alone = [DenseTerms(terms.mask_term, *weight) for weight in weights]
+    return [plain_dense_losses(logits_LMhw, targets_MHW, one, counted_MHW)[0] for one in alone]
 
 
 def example(small, large, with_void=False, dtype=torch.float64):
@@ -36,9 +30,9 @@ def example(small, large, with_void=False, dtype=torch.float64):
 
 
 def small_parts(monkeypatch, chunk=2**8):
-    monkeypatch.setitem(mask_losses.CHUNK, "cpu", chunk)
-    monkeypatch.setattr(mask_losses, "ROWS", 8)
-    monkeypatch.setattr(mask_losses, "COLUMNS", 16)
+    monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(chunk, chunk))
+    monkeypatch.setattr(dense_workspace, "ROWS_PER_BAND", 8)
+    monkeypatch.setattr(dense_workspace, "COLUMNS_PER_BAND", 16)
 
 
 @pytest.mark.parametrize("with_void", [False, True])
@@ -58,8 +52,9 @@ def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypat
     """Values and gradients, with factor 4, odd sizes, no upsampling and reduction."""
     small_parts(monkeypatch)
     logits, targets, counted, image = example(small, large, with_void)
-    weighted, *ours = dense_losses(logits, targets, mask_term, (3.0, 0.5), counted, image)
-    plain = plain_losses(logits, targets, mask_term, counted, image)
+    terms = DenseTerms(mask_term, 3.0, 0.5)
+    weighted, *ours = dense_losses(logits, targets, terms, counted, image)
+    plain = plain_losses(logits, targets, terms, counted, image)
     for actual, expected in zip(ours, plain, strict=True):
         assert not actual.requires_grad
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -75,8 +70,8 @@ def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypat
 def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeypatch):
     small_parts(monkeypatch)
     logits, targets, counted, image = example((3, 4), (12, 15), with_void)
-    weights = (0.7, 1.3)
-    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, mask_term, weights, counted, image)[0], logits)
+    terms = DenseTerms(mask_term, 0.7, 1.3)
+    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, terms, counted, image)[0], logits)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +82,13 @@ def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeyp
 @pytest.mark.parametrize("with_gradients", [True, False])
 def test_the_last_part_may_be_smaller(with_gradients, chunk, at_once, num_layers, monkeypatch):
     """Of the masks and of their layers; and the rows are no multiple of a band's."""
-    monkeypatch.setitem(mask_losses.CHUNK, "cpu", chunk)
+    monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(chunk, chunk))
     logits, targets, counted, image = example((18, 24), (70, 96), with_void=True)
     logits = torch.cat((logits, logits.flip(3)))[:num_layers].detach().requires_grad_(with_gradients)
-    workspace = mask_losses._workspace(logits, targets)
+    workspace = dense_workspace.make_workspace(logits, targets)
     assert (workspace.num_masks, workspace.num_layers) == at_once
-    weighted, *ours = dense_losses(logits, targets, "focal", (1.0, 1.0), counted, image)
-    plain = plain_losses(logits, targets, "focal", counted, image)
+    weighted, *ours = dense_losses(logits, targets, DenseTerms("focal"), counted, image)
+    plain = plain_losses(logits, targets, DenseTerms("focal"), counted, image)
     for actual, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if with_gradients:
@@ -103,16 +98,17 @@ def test_the_last_part_may_be_smaller(with_gradients, chunk, at_once, num_layers
 
 def test_autocast_changes_nothing():
     logits, targets, _, _ = example((16, 16), (64, 64), dtype=torch.float32)
-    expected = dense_losses(logits, targets, "focal")
+    expected = dense_losses(logits, targets, DenseTerms("focal"))
     with torch.autocast("cpu", torch.bfloat16):
-        actual = dense_losses(logits, targets, "focal")
+        actual = dense_losses(logits, targets, DenseTerms("focal"))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mask_term", ["focal", "cross_entropy"])
 def test_single_precision(mask_term):
     logits, targets, _, _ = example((32, 32), (128, 128), dtype=torch.float32)
-    (_, *ours), plain = dense_losses(logits, targets, mask_term), plain_losses(logits.double(), targets, mask_term)
+    _, *ours = dense_losses(logits, targets, DenseTerms(mask_term))
+    plain = plain_losses(logits.double(), targets, DenseTerms(mask_term))
     for actual, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-7)
 
@@ -122,7 +118,7 @@ def test_certain_predictions():
     targets[:, :, :4] = True
     right = torch.where(targets, 200.0, -200.0)[None].requires_grad_()
     for logits, cross_entropy, dice in ((right, 0.0, 0.0), (-right, 200.0, 1 - 1 / 65)):
-        weighted, loss, dice_of_mask = dense_losses(logits, targets, "cross_entropy")
+        weighted, loss, dice_of_mask = dense_losses(logits, targets, DenseTerms("cross_entropy"))
         assert loss.item() == cross_entropy
         assert dice_of_mask.item() == pytest.approx(dice, abs=1e-6)
         (gradient,) = torch.autograd.grad(weighted.sum(), right)
@@ -133,20 +129,20 @@ def test_without_gradients_nothing_is_kept():
     logits, targets, _, _ = example((8, 8), (32, 32))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        loss, *_ = dense_losses(logits.detach(), targets, "focal")
+        loss, *_ = dense_losses(logits.detach(), targets, DenseTerms("focal"))
         assert not loss.requires_grad
         assert kept == []
-        dense_losses(logits, targets, "focal")
+        dense_losses(logits, targets, DenseTerms("focal"))
         assert sum(kept) == logits.numel()
 
 
 def test_one_mask_at_a_time_exists_at_its_full_size(monkeypatch):
-    monkeypatch.setitem(mask_losses.CHUNK, "cpu", 2**12)
+    monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(2**12, 2**12))
     logits, targets, _, _ = example((64, 64), (256, 256), dtype=torch.float32)
     with LargestTensor() as whole:
-        sum(x.sum() for x in plain_losses(logits, targets, "focal")).backward()
+        sum(x.sum() for x in plain_losses(logits, targets, DenseTerms("focal"))).backward()
     with LargestTensor() as parts:
-        dense_losses(logits, targets, "focal")[0].sum().backward()
+        dense_losses(logits, targets, DenseTerms("focal"))[0].sum().backward()
     assert whole.numel >= 2 * targets.numel()
     # Four maps of it, in one piece.
     assert parts.numel <= 4 * targets[0].numel()
