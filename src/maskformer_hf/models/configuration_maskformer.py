@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .assembly import parts_of
+from .assembly import outside_parts, parts_of
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
 from .layers import NUM_NORM_GROUPS
 from .parts import part_of
-from .remote_code import CodeOnTheHub
+from .remote_code import IS_REMOTE, CheckpointMixin
+from .result_options import TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
-TASKS = ("semantic", "instance", "panoptic")
 # Choices that are no parts.
 CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),
@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @strict
-class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
+class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     r"""Configuration of every model of the family.
 
     Args:
@@ -173,8 +173,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         - Other fields of this class are checked together, as when a configuration is made.
         """
         config_dict = dict(_in_own_layout(config_dict, cls, "This"))
-        if cls._auto_class is None:
-            # It came from the Hub, and what is saved from here on must not refer to the code of that repository.
+        if not IS_REMOTE:
+            # It names the code of the folder that was read, which is not run. The Auto classes need it where it is.
             config_dict.pop("auto_map", None)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         if any(value is not None for value in labels.values()):
@@ -207,6 +207,9 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         if not isinstance(config_dict, dict) or "model_type" not in config_dict:
             raise ValueError(f"{json_file} is no configuration of a model: it names no `model_type`.")
         return config_dict
+
+    def parts_without_code(self) -> list[str]:
+        return outside_parts(self)
 
     def validate_parts(self):
         """Refuse what cannot be built. Runs when the configuration is made and before it is saved."""

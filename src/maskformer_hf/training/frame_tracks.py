@@ -6,7 +6,7 @@ import torch
 
 from ..inference.predict import predict
 from ..inference.tracks import link_objects
-from ..models.video_processing_maskformer import encode_seen
+from ..models.coco_rle import encode_seen
 
 NUM_OBJECTS = 10
 """Most objects in each frame, or in each window of frames of `predict_video`, as in Mask2Former-VIS."""
