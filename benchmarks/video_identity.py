@@ -17,7 +17,7 @@ from maskformer_hf import load, predict_video
 from maskformer_hf.data import open_dataset, videos_in
 from maskformer_hf.metrics import RegionSimilarity
 from maskformer_hf.models.modeling_auto import sees_clips
-from maskformer_hf.training.video_evaluation import NUM_OBJECTS, track_frame_by_frame
+from maskformer_hf.training.frame_tracks import NUM_OBJECTS, track_frame_by_frame
 
 
 def main() -> None:

@@ -94,12 +94,12 @@ def tiny_config(kind: str = "maskformer", *, labels: Sequence[str] | None = None
     names if there are none; `fields` are those of the configuration and win over the sizes here.
     """
     config_class, own = KINDS[kind]
+    names: dict[str, Any] = {}
     if labels is not None:
-        fields["id2label"] = dict(enumerate(labels))
-        fields["label2id"] = {label: index for index, label in enumerate(labels)}
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     elif "id2label" not in fields:
-        fields.setdefault("num_labels", 3)
-    return config_class(**{"backbone_config": resnet(), **own, **SIZES, **fields})
+        names = {"num_labels": 3}
+    return config_class(**{"backbone_config": resnet(), **own, **SIZES, **names, **fields})
 
 
 def tiny_transformers_config(**fields: Any) -> transformers.MaskFormerConfig:

@@ -12,6 +12,8 @@ from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImagePro
 ROOT = Path(__file__).parent.parent
 # The first two are stuff.
 LABELS = ("sky", "road", "car", "person")
+# Its assertions then tell values as those of test files do.
+pytest.register_assert_rewrite("tests.models.contract")
 
 
 @pytest.fixture(scope="session")

@@ -22,15 +22,14 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"hub", "training", "conversion", "export"},
-    {"inference", "visualize"},
+    {"hub", "training", "export"},
+    {"inference", "visualize", "conversion"},
     {"presets", "model_card"},
     {"data", "metrics"},
     {"models"},
 ]
-# Parts of one layer that know each other: pictures are made of predictions, and training may start from a file of
-# Detectron2.
-SIDEWAYS = {("visualize", "inference"), ("training", "conversion"), ("__main__", "cli")}
+# Parts of one layer that know each other: pictures are made of predictions.
+SIDEWAYS = {("visualize", "inference"), ("__main__", "cli")}
 
 
 def imported_parts(path: Path) -> set[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from command_line import one_line_error
 from safetensors.torch import load_file, save_file
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, load
+from tests.cli.command_line import one_line_error
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 RESNET, SWIN = GOLDEN / "maskformer_r50_fpn", GOLDEN / "maskformer_swin_tenc"

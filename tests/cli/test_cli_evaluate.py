@@ -4,9 +4,10 @@ import json
 import shutil
 
 import numpy as np
-from command_line import one_line_error, write_data
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from tests.cli.command_line import one_line_error, write_data
 
 
 def test_evaluate(run, tiny_checkpoint, tmp_path):

@@ -1,6 +1,6 @@
 """`maskformer train`: a run, resuming it, and refusals."""
 
-from command_line import one_line_error, write_data
+from tests.cli.command_line import one_line_error, write_data
 
 RECIPE = """
 data: {{root: {data}}}

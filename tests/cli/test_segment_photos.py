@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import one_line_error
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from tests.cli.command_line import one_line_error
 
 
 @pytest.fixture

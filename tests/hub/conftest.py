@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopback import TOKEN, LoopbackHub
+
+from tests.hub.loopback import TOKEN, LoopbackHub
 
 HERE = Path(__file__).parent
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from loopback import NAME, ROUTES, LoopbackHub
 from PIL import Image
-from results import unpack_mask
 from safetensors.torch import load
 
 from maskformer_hf import hub as sharing
 from maskformer_hf.models import auto_classes
+from tests.hub.loopback import NAME, ROUTES, LoopbackHub
+from tests.hub.results import unpack_mask
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_the_command_uploads_all_in_one_commit(hub, pushed, tiny_checkpoint):
     _, commit = hub.repositories["me/tiny"].commits
     assert commit.summary == "A first model"
     code = {name for name in commit.changed if name.endswith(".py")}
-    assert {"modeling_maskformer.py", "image_processing_maskformer.py", "post_processing.py"} <= code <= CODE
+    assert {"modeling_maskformer.py", "image_processing_maskformer.py", "results.py"} <= code <= CODE
     others = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(commit.changed) - code == {*others, "sample.png", "sample.LICENSE.txt"}
     assert Image.open(BytesIO(commit.files["sample.png"])).width > 300
@@ -81,9 +81,7 @@ def test_a_model_of_the_hub_is_pushed_on(hub, pushed):
 def test_push_to_hub_carries_the_code(hub, pushed):
     _, model, processor = hub.repositories["me/parts"].commits
     assert {"config.json", "model.safetensors", "modeling_maskformer.py", "criterion.py"} <= set(model.changed)
-    assert {"preprocessor_config.json", "image_processing_maskformer.py", "post_processing.py"} <= set(
-        processor.changed
-    )
+    assert {"preprocessor_config.json", "image_processing_maskformer.py", "results.py"} <= set(processor.changed)
     assert json.loads(processor.files["config.json"])["auto_map"] == auto_classes.MODELS["maskformer_hf"]
     assert json.loads(processor.files["preprocessor_config.json"])["auto_map"] == auto_classes.IMAGE_PROCESSOR
     for name in ("me/parts-of-save", "me/parts-of-second-save"):

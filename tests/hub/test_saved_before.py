@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from saved_before import answers_of
 
 from maskformer_hf import load
+from tests.hub.saved_before import answers_of
 
 BEFORE = Path(__file__).parent.parent / "fixtures" / "remote_code_before"
 NAMES = ("mask2former", "maskformer", "per_pixel", "video")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
-from test_mask_ap import coco_figures, disks, expected_result, random_case
 
 from maskformer_hf.metrics import BoundaryAP, BoundaryIoU, boundary_iou
+from tests.metrics.test_mask_ap import coco_figures, disks, expected_result, random_case
 
 
 def plain_boundary(mask, ratio=0.02):

@@ -5,8 +5,6 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from test_mask_ap import random_case as random_masks
-from test_panoptic_quality import random_case as random_segments
 
 from maskformer_hf.metrics import BoundaryAP, BoundaryIoU, MaskAP, MeanIoU, PanopticQuality
 from maskformer_hf.metrics.evaluate_metrics import (
@@ -16,6 +14,8 @@ from maskformer_hf.metrics.evaluate_metrics import (
     MeanIoUMetric,
     PanopticQualityMetric,
 )
+from tests.metrics.test_mask_ap import random_case as random_masks
+from tests.metrics.test_panoptic_quality import random_case as random_segments
 
 
 def random_maps(random, num_labels, _):

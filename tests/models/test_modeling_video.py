@@ -1,126 +1,30 @@
 """Mask2Former-VIS: the contract of every model, on clips, and what is true of clips alone."""
 
-import copy
-
 import pytest
 import torch
-from test_modeling import (
-    LOGITS,
-    NUM_HEADS,
-    NUM_LABELS,
-    NUM_LAYERS,
-    NUM_QUERIES,
-    RESNET,
-    SWIN,
-    WIDTH,
-    Mask2FormerContract,
-)
-from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation
 
-from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerVideoModel
+from builders import resnet, swin
+from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation
 from maskformer_hf import MaskFormerForVideoSegmentation as Model
 from maskformer_hf import MaskFormerVideoConfig as Config
 from maskformer_hf.conversion.to_transformers import to_transformers
-from maskformer_hf.models.modeling_auto import model_class_of
 from maskformer_hf.models.position_encoding import clip_position_encoding, sine_position_encoding
 from maskformer_hf.presets import MASK2FORMER
+from tests.models.contract import NUM_LABELS, Mask2FormerContract
 
 NUM_FRAMES = 3
 
 
 class TestVideo(Mask2FormerContract):
-    fields = {"encoder_ffn_dim": 40, "num_points": 64}  # noqa: RUF012
+    kind = "video"
+    frames = (NUM_FRAMES,)
 
-    def config(self, **fields) -> Config:
-        base = {
-            "backbone_config": copy.deepcopy(self.backbone),
-            "feature_size": WIDTH,
-            "mask_feature_size": 16,
-            "hidden_size": WIDTH,
-            "num_attention_heads": NUM_HEADS,
-            "ffn_dim": 48,
-            "encoder_layers": 1,
-            "decoder_layers": NUM_LAYERS,
-            "num_queries": NUM_QUERIES,
-            "num_labels": NUM_LABELS,
-        }
-        return Config(**{**base, **self.fields, **fields})
-
-    def model(self, attn_implementation=None, **fields) -> Model:
-        torch.manual_seed(0)
-        config = self.config(**fields)
-        config._attn_implementation = attn_implementation
-        return Model(config).eval()
-
-    @staticmethod
-    def images(height=64, width=96, batch_size=2) -> torch.Tensor:
-        return torch.randn(batch_size, NUM_FRAMES, 3, height, width, generator=torch.manual_seed(1))
-
-    @staticmethod
-    def targets(height=64, width=96) -> dict[str, list[torch.Tensor]]:
-        """Two objects in the first clip, of which one leaves after the first frame; none in the second."""
-        masks = torch.zeros(2, NUM_FRAMES, height, width, dtype=torch.bool)
-        masks[0, :, : height // 2] = masks[1, 0, :, width // 3 :] = True
-        return {
-            "mask_labels": [masks, masks[:0]],
-            "class_labels": [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.int64)],
-        }
-
-    @pytest.mark.parametrize("size", [(64, 96), (70, 90), (97, 131)], ids=str)
-    def test_shapes(self, shared, size):
-        height, width = size
-        pixel_mask = torch.zeros(2, NUM_FRAMES, height, width, dtype=torch.int64)
-        pixel_mask[0], pixel_mask[1, :, :40, :50] = 1, 1
-        with torch.no_grad():
-            outputs = shared(self.images(height, width), pixel_mask=pixel_mask)
-        assert outputs.class_queries_logits.shape == (2, NUM_QUERIES, NUM_LABELS + 1)
-        size = -(-height // 4), -(-width // 4)
-        assert outputs.masks_queries_logits.shape == (2, NUM_QUERIES, NUM_FRAMES, *size)
-        assert outputs.image_sizes.tolist() == [[height, width], [40, 50]]
-        assert outputs.padded_sizes.tolist() == [[height, width]] * 2
-        assert not {"loss", "loss_dict", "auxiliary_logits", "encoder_hidden_states"} & outputs.keys()
-
-    def test_hidden_states(self, shared):
-        super().test_hidden_states(shared)
-        with torch.no_grad():
-            outputs = shared(self.images(), output_hidden_states=True)
-        maps = [
-            *outputs.encoder_hidden_states,
-            *outputs.pixel_decoder_hidden_states,
-            outputs.pixel_decoder_last_hidden_state,
-        ]
-        assert [tuple(state.shape[:2]) for state in maps] == [(2, NUM_FRAMES)] * 8
-
-    def test_attentions(self, shared):
-        eager = self.model(attn_implementation="eager")
-        eager.load_state_dict(shared.state_dict())
-        with torch.no_grad():
-            outputs, plain = eager(self.images(), output_attentions=True), shared(self.images())
-        cells = [NUM_FRAMES * height * width for height, width in self.memory_sizes[:NUM_LAYERS]]
-        expected = [(2, NUM_HEADS, NUM_QUERIES, count) for count in cells]
-        assert [tuple(weights.shape) for weights in outputs.cross_attentions] == expected
-        assert outputs.encoder_attentions[0].shape == (2, NUM_FRAMES, NUM_HEADS, *self.encoder_attention_size)
-        for name in LOGITS:
-            torch.testing.assert_close(outputs[name], plain[name], rtol=1e-4, atol=1e-5)
-
-    def test_round_trip(self, shared, tmp_path):
-        shared.save_pretrained(tmp_path)
-        assert model_class_of(tmp_path) is Model
-        assert isinstance(AutoConfig.from_pretrained(tmp_path), Config)
-        assert isinstance(AutoModel.from_pretrained(tmp_path), MaskFormerVideoModel)
-        again, info = AutoModelForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-        assert isinstance(again, Model)
-        assert not any(info.values())
-        with torch.no_grad():
-            expected, got = shared(self.images()), again(self.images())
-        for name in LOGITS:
-            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-5)
-
-    def test_export(self, shared):
-        exported = torch.export.export(_Masks(shared), (self.images(),)).module()
-        with torch.no_grad():
-            got, expected = exported(self.images()), shared(self.images())
-        torch.testing.assert_close(got, expected.masks_queries_logits, rtol=1e-4, atol=1e-5)
+    @classmethod
+    def targets(cls, height=64, width=96):
+        """The second object of the first clip leaves after the first frame."""
+        targets = super().targets(height, width)
+        targets["mask_labels"][0][1, 1:] = False
+        return targets
 
     def test_one_frame_is_an_image(self, shared):
         """Results and losses are those of Mask2Former: the encoding of a single time is the same on every key."""
@@ -129,7 +33,7 @@ class TestVideo(Mask2FormerContract):
         sizes = ("feature_size", "mask_feature_size", "hidden_size", "num_attention_heads", "ffn_dim")
         sizes += ("encoder_layers", "num_queries", "num_points")
         config = MaskFormerConfig(
-            backbone_config=copy.deepcopy(RESNET),
+            backbone_config=resnet(),
             num_labels=NUM_LABELS,
             **shared_fields,
             **{name: fields[name] for name in sizes},
@@ -169,19 +73,10 @@ class TestVideo(Mask2FormerContract):
         torch.testing.assert_close(still, still[:, :, :1].expand_as(still), rtol=0, atol=1e-5)
 
 
-class _Masks(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values).masks_queries_logits
-
-
 @pytest.mark.parametrize("source", ["ours", "transformers"])
 def test_training_starts_from_a_model_of_images(source, tmp_path):
     contract = Mask2FormerContract()
-    contract.backbone = SWIN
+    contract.backbone = swin(drop_path_rate=0.0)
     images = contract.model(task="panoptic", id2label={0: "cat", 1: "dog", 2: "sky"}, label_ids_to_fuse=[2])
     saved = images if source == "ours" else to_transformers(images)[0]
     saved.save_pretrained(tmp_path)
@@ -206,7 +101,7 @@ def test_a_maskformer_cannot_see_videos(tmp_path, tiny_checkpoint):
         match=r"`transformer_decoder='detr'` attends to one image at a time: choose 'masked' for a model of clips",
     ):
         Model.from_pretrained(tiny_checkpoint)
-    Config(backbone_config=copy.deepcopy(RESNET)).save_pretrained(tmp_path)
+    Config(backbone_config=resnet()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'maskformer_hf_video' model; only 'maskformer_hf' and transformers'"):
         MaskFormerForUniversalSegmentation.from_pretrained(tmp_path)
 

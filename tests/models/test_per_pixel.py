@@ -1,63 +1,44 @@
-"""The per-pixel baselines: one contract for both."""
+"""The per-pixel baselines: the contract of every model, and what is true of both of them."""
 
 import copy
 import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torchvision import tv_tensors
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor
 
 from builders import convnext, resnet
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, MaskFormerModel
 from maskformer_hf import PerPixelBaseline as Model
 from maskformer_hf import PerPixelBaselineConfig as Config
 from maskformer_hf.data import Collator
-from maskformer_hf.models.modeling_auto import MODEL_CLASSES, model_class_of
-from maskformer_hf.models.post_processing import ImageGeometry, per_pixel_scores, per_pixel_segmentation
+from maskformer_hf.models.image_geometry import ImageGeometry
+from maskformer_hf.models.modeling_auto import MODEL_CLASSES
+from maskformer_hf.models.semantic import per_pixel_scores, per_pixel_segmentation
 from maskformer_hf.training.optimization import parameter_groups
+from tests.models.contract import NUM_LABELS, NUM_LAYERS, AnyModelContract
 
 RESNET, CONVNEXT = resnet(), convnext()
-NUM_LABELS, NUM_LAYERS, VOID = 3, 2, 255
+VOID = 255
 LABELS = ["road", "sky", "tree"]
 
 
-class PerPixelContract:
-    """What both baselines keep. `transformer_decoder` tells them apart."""
+class PerPixelContract(AnyModelContract):
+    """What both baselines keep."""
 
-    transformer_decoder: str | None = None
-    loss_names = ("loss_sem_seg",)
+    kind = "per_pixel"
+    auto_classes = ("AutoModelForSemanticSegmentation",)
+    has_base_model = False
+    logits = ("logits",)
+    weights: ClassVar[dict[str, float]] = {"loss_sem_seg": 1}
+    num_layers, num_predictions = 0, 1
+    loss_names: tuple[str, ...] = ("loss_sem_seg",)
 
     def config(self, **fields) -> Config:
-        base = {
-            "backbone_config": copy.deepcopy(RESNET),
-            "feature_size": 32,
-            "mask_feature_size": 16,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "ffn_dim": 48,
-            "encoder_layers": 1,
-            "decoder_layers": NUM_LAYERS,
-            "transformer_decoder": self.transformer_decoder,
-            "id2label": dict(enumerate(LABELS)),
-            "label2id": {label: index for index, label in enumerate(LABELS)},
-        }
-        return Config(**{**base, **fields})
-
-    def model(self, **fields) -> Model:
-        torch.manual_seed(0)
-        return Model(self.config(**fields)).eval()
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def shared(cls) -> Model:
-        """Read only."""
-        return cls().model()
-
-    @staticmethod
-    def images(height=64, width=96, batch_size=2) -> torch.Tensor:
-        return torch.randn(batch_size, 3, height, width, generator=torch.manual_seed(1))
+        return super().config(**{"labels": LABELS, **fields})
 
     @staticmethod
     def labels(height=64, width=96, batch_size=2) -> torch.Tensor:
@@ -67,21 +48,38 @@ class PerPixelContract:
             labels[:, :, label * width // 4 : (label + 1) * width // 4] = label
         return labels
 
+    @classmethod
+    def targets(cls, height=64, width=96):
+        return {"labels": cls.labels(height, width)}
+
+    def logit_shapes(self, height, width):
+        return {"logits": (2, NUM_LABELS, math.ceil(height / 4), math.ceil(width / 4))}
+
+    def padded_size(self, height, width):
+        """What the logits cover."""
+        return [4 * math.ceil(height / 4), 4 * math.ceil(width / 4)]
+
+    def trained_weight(self, model):
+        return model.head.classifier.weight
+
+    def test_every_parameter_gets_a_gradient_from_an_encoder_too(self):
+        self.assert_gradients(self.model(pixel_decoder="transformer_fpn"))
+
     @pytest.mark.parametrize("size", [(64, 96), (70, 90), (97, 131)], ids=str)
-    def test_shapes(self, shared, size):
-        height, width = size
-        pixel_mask = torch.zeros(2, height, width, dtype=torch.int64)
+    def test_segmentations_have_the_size_of_the_image(self, shared, size):
+        pixel_mask = torch.zeros(2, *size, dtype=torch.int64)
         pixel_mask[0], pixel_mask[1, :40, :50] = 1, 1
         with torch.no_grad():
-            outputs = shared(self.images(height, width), pixel_mask=pixel_mask)
-        cells = (math.ceil(height / 4), math.ceil(width / 4))
-        assert outputs.logits.shape == (2, NUM_LABELS, *cells)
-        assert outputs.image_sizes.tolist() == [[height, width], [40, 50]]
-        assert outputs.padded_sizes.tolist() == [[4 * cells[0], 4 * cells[1]]] * 2
-        assert outputs.image_sizes.dtype == outputs.padded_sizes.dtype == torch.int64
-        assert not {"loss", "loss_dict", "auxiliary_logits", "encoder_hidden_states"} & outputs.keys()
+            outputs = shared(self.images(*size), pixel_mask=pixel_mask)
         segmentations = MaskFormerImageProcessor().post_process_semantic_segmentation(outputs)
-        assert [tuple(segmentation.shape) for segmentation in segmentations] == [(height, width), (40, 50)]
+        assert [tuple(segmentation.shape) for segmentation in segmentations] == [size, (40, 50)]
+
+    def test_it_is_not_read_as_another_model(self, shared, tmp_path):
+        shared.save_pretrained(tmp_path)
+        MaskFormerImageProcessor().save_pretrained(tmp_path)
+        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MaskFormerImageProcessor
+        with pytest.raises(ValueError, match="is a 'maskformer_hf_per_pixel' model; only 'maskformer_hf' and"):
+            MaskFormerForUniversalSegmentation.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize("backbone", [RESNET, CONVNEXT], ids=lambda backbone: backbone["model_type"])
     @pytest.mark.parametrize("size", [(64, 96), (70, 90), (97, 131)], ids=str)
@@ -137,14 +135,6 @@ class PerPixelContract:
         assert loss.item() == 0
         assert all(parameter.grad is not None for parameter in model.parameters())
 
-    @pytest.mark.parametrize("pixel_decoder", ["fpn", "transformer_fpn"])
-    def test_every_parameter_gets_a_gradient(self, pixel_decoder):
-        model = self.model(pixel_decoder=pixel_decoder).train()
-        model(self.images(70, 90), labels=self.labels(70, 90)).loss.backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert torch.isfinite(parameter.grad).all(), name
-
     def test_trained_by_the_batches_of_the_data_module(self):
         model = self.model().train()
         samples = []
@@ -175,31 +165,6 @@ class PerPixelContract:
             losses.append(loss.item())
         assert losses[-1] < 0.8 * losses[0]
 
-    def test_round_trip(self, shared, tmp_path):
-        shared.save_pretrained(tmp_path)
-        MaskFormerImageProcessor().save_pretrained(tmp_path)
-        again, info = Model.from_pretrained(tmp_path, output_loading_info=True)
-        assert not any(info.values())
-        ignored = {"_name_or_path", "architectures", "dtype"}
-        fields, fields_again = (
-            {name: value for name, value in config.to_dict().items() if name not in ignored}
-            for config in (self.config(), again.config)
-        )
-        # What the loaded weights are, is noted in it.
-        for fields_of_one in (fields, fields_again):
-            fields_of_one["backbone_config"] = fields_of_one["backbone_config"]["model_type"]
-        assert fields_again == fields
-        assert type(AutoConfig.from_pretrained(tmp_path)) is Config
-        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MaskFormerImageProcessor
-        automatic = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-        assert type(automatic) is model_class_of(tmp_path) is Model
-        with torch.no_grad():
-            expected = shared(self.images()).logits
-            for model in (again, automatic):
-                assert torch.equal(model(self.images()).logits, expected)
-        with pytest.raises(ValueError, match="is a 'maskformer_hf_per_pixel' model; only 'maskformer_hf' and"):
-            MaskFormerForUniversalSegmentation.from_pretrained(tmp_path)
-
     def test_other_labels(self, shared, tmp_path, caplog):
         """What belongs to a class that the checkpoint knows by name is kept, also in another place."""
         shared.save_pretrained(tmp_path)
@@ -207,7 +172,7 @@ class PerPixelContract:
         model = Model.from_pretrained(tmp_path, id2label=names, label2id={name: label for label, name in names.items()})
         assert "Kept: sky, road. Re-initialised, hence to be trained: person, bird." in caplog.text
         assert model.config.num_labels == model.config.num_queries == 4
-        if self.transformer_decoder is None:
+        if not self.num_layers:
             with torch.no_grad():
                 logits, expected = model(self.images()).logits, shared(self.images()).logits
             assert logits.shape[1] == 4
@@ -216,40 +181,6 @@ class PerPixelContract:
             queries, expected = (m.model.transformer_decoder.query_position.weight for m in (model, shared))
             assert torch.equal(queries[[0, 2]], expected[[1, 0]])
         model(self.images(), labels=self.labels()).loss.backward()
-
-    def test_hidden_states(self, shared):
-        with torch.no_grad():
-            outputs, plain = shared(self.images(), output_hidden_states=True), shared(self.images())
-        maps = [tuple(state.shape[-2:]) for state in outputs.encoder_hidden_states]
-        assert maps == [(16, 24), (8, 12), (4, 6), (2, 3)]
-        assert outputs.pixel_decoder_last_hidden_state.shape == (2, 16, 16, 24)
-        assert torch.equal(outputs.logits, plain.logits)
-
-    def test_tuples(self, shared):
-        with torch.no_grad():
-            outputs = shared(self.images(), labels=self.labels())
-            as_tuple = shared(self.images(), labels=self.labels(), return_dict=False)
-        assert isinstance(as_tuple, tuple)
-        assert torch.equal(as_tuple[0], outputs.loss)
-        assert torch.equal(as_tuple[2], outputs.logits)
-
-    def test_a_batch_changes_nothing(self, shared):
-        images = self.images(70, 90)
-        with torch.no_grad():
-            together = shared(images).logits
-            alone = torch.cat([shared(image[None]).logits for image in images])
-        torch.testing.assert_close(together, alone)
-
-    @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16 weights", "autocast"])
-    def test_bfloat16_training(self, autocast):
-        model = self.model().train()
-        if not autocast:
-            model.to(torch.bfloat16)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            loss = model(self.images(), labels=self.labels()).loss
-        assert loss.dtype == torch.float32
-        loss.backward()
-        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
     @pytest.mark.parametrize(
         ("targets", "message"),
@@ -286,6 +217,8 @@ class PerPixelContract:
 
 
 class TestPerPixelBaseline(PerPixelContract):
+    checkpointed_fields: ClassVar[dict[str, Any]] = {"pixel_decoder": "transformer_fpn"}
+
     def test_there_are_no_queries(self, shared):
         assert shared.model.transformer_decoder is None
         with torch.no_grad():
@@ -302,7 +235,12 @@ class TestPerPixelBaseline(PerPixelContract):
 
 
 class TestPerPixelBaselinePlus(PerPixelContract):
-    transformer_decoder = "detr"
+    fields: ClassVar[dict[str, Any]] = {"transformer_decoder": "detr"}
+    num_layers = num_predictions = NUM_LAYERS
+
+    def trained_weight(self, model):
+        return model.head.mask_embedder.layers[-1].weight
+
     loss_names = ("loss_sem_seg_0", "loss_sem_seg")
 
     def test_it_is_maskformer_without_classes_and_matching(self, shared):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from two_processes import fix_points
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, PerPixelBaseline, PerPixelBaselineConfig
 from maskformer_hf.data import SampleStream, SemanticFolder
@@ -21,6 +20,7 @@ from maskformer_hf.models import assigners, mask_losses
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
 from maskformer_hf.presets import MASK2FORMER
 from maskformer_hf.training import train
+from tests.training.two_processes import fix_points
 
 pytestmark = pytest.mark.slow  # half a minute
 

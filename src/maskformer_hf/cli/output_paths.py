@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-# Suffixes of the files that are taken from a folder. A file that is named is opened whatever its suffix.
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from ..models.image_files import IMAGE_SUFFIXES
+
 DEFAULT_PICTURE = Path("result.png")
 DEFAULT_FOLDER = Path("predictions")
 

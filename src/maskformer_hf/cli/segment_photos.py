@@ -92,7 +92,7 @@ def _segment_photo(
 
 def _record(photo: Path, picture: Path | None, prediction: "Prediction") -> dict[str, Any]:
     """The entry of one photo in the JSON."""
-    from ..models.post_processing import encode_coco_rle
+    from ..models.coco_rle import encode_coco_rle
 
     segments = [
         {**segment, "mask": encode_coco_rle(prediction.mask(segment)[None])[0]} for segment in prediction.segments

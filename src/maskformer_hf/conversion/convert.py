@@ -10,7 +10,6 @@ import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, processor_class_of
 from ..presets import PRESETS, image_processor_for
@@ -105,7 +104,7 @@ def _with_config_file(state: Mapping[str, torch.Tensor], path: Path) -> _Found:
 
 def _check(state: Mapping[str, torch.Tensor], given: MaskFormerHfConfig, source: str):
     """Refuses a configuration that contradicts the weights."""
-    found = differences(infer_config(state, isinstance(given, MaskFormerHfVideoConfig)), given)
+    found = differences(infer_config(state, is_video=given.kind == "clip"), given)
     if found:
         raise ValueError(f"{source} does not fit the checkpoint: {'; '.join(found)}.")
 
@@ -120,7 +119,7 @@ def _with_matching_preset(inferred: MaskFormerHfConfig) -> _Found:
             _take_classes(config, preset)
             for name in _DATA_SET_FIELDS:
                 setattr(config, name, getattr(PRESETS[preset](), name))
-    if isinstance(inferred, MaskFormerHfVideoConfig):
+    if inferred.kind == "clip":
         remarks.append(
             f"Taken for a model of videos, because of YouTube-VIS's {config.num_labels} classes: no tensor tells. If "
             "it is one of images, give its dumped config.yaml by --config."

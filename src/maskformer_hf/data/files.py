@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from ..models.image_files import IMAGE_SUFFIXES
 
 
 @contextmanager

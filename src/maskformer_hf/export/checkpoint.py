@@ -10,7 +10,6 @@ import torch
 
 from ..inference.load import load
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..models.modeling_auto import sees_clips
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
 from .graph import Graph, export_program
@@ -112,7 +111,7 @@ def _check_options(path: Path, format: str, int8: bool, calibration: str | Path 
 
 
 def _check_model(config: Any, checkpoint: str):
-    if sees_clips(config):
+    if config.kind == "clip":
         raise ValueError(
             f"{checkpoint!r} is a model of videos, which cannot be exported: run it by `predict_video` or `maskformer "
             "segment`, or export a model of images."

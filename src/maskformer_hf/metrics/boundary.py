@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .mask_ap import MaskAP, rles_of_crops
+from .mask_ap import MaskAP
+from .run_lengths import rles_of_crops
 
 DILATION_RATIO = 0.02
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .run_lengths import as_rles
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0, 1, 101)
 # In pixels of the image's own size.
@@ -261,72 +263,6 @@ def _match(iou_DG: np.ndarray, is_ignored_AG: np.ndarray, is_crowd_G: np.ndarray
         free[sizes[found], thresholds[found], best[found]] = False
         free[:, :, is_crowd_G] = True
     return matched, ignored
-
-
-def as_rles(masks: Any) -> list[Any]:
-    """Masks (N, H, W) as N RLE dictionaries of pycocotools; such dictionaries as they are."""
-    from pycocotools import mask as coco_mask
-
-    if not isinstance(masks, torch.Tensor | np.ndarray):
-        masks = list(masks)
-        if all(isinstance(mask, Mapping) for mask in masks):
-            return [
-                coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
-                for mask in masks
-            ]
-        masks = np.stack([np.asarray(mask) for mask in masks])
-    if masks.ndim != 3:
-        raise ValueError(f"masks have shape {tuple(masks.shape)}; give (N, H, W), or a list of RLE dictionaries")
-    masks = torch.as_tensor(masks)
-    return [coco_mask.encode(np.asfortranarray(mask.to(torch.uint8).numpy(force=True))) for mask in masks]
-
-
-def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[Any]:
-    """One RLE for each of the segments 1..`num_segments` of a map (H, W), at the cost of one pass over the map."""
-    from pycocotools import mask as coco_mask
-
-    height, width = segmentation.shape
-    # Run lengths go down the columns, so that a run may end in the next one.
-    pixels = segmentation.T.reshape(-1).numpy(force=True)
-    starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] + 1))
-    ends = np.append(starts[1:], pixels.size)
-    ids = pixels[starts]
-    order = np.argsort(ids, kind="stable")
-    first = np.searchsorted(ids[order], np.arange(1, num_segments + 2))
-    rles: list[Any] = []
-    for index in range(num_segments):
-        runs = order[first[index] : first[index + 1]]
-        edges = np.stack((starts[runs], ends[runs]), axis=1).ravel()
-        rles.append({"size": [height, width], "counts": _run_lengths(edges, pixels.size)})
-    return coco_mask.frPyObjects(rles, height, width) if rles else []
-
-
-def rles_of_crops(crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Any]:
-    """One RLE for each mask, of which only the part (h, w) bool from a corner (top, left) on is given.
-
-    size: Of the whole masks, (H, W). The cost is that of the crops.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = size
-    rles: list[Any] = []
-    for crop, (top, left) in zip(crops, corners, strict=True):
-        # Along columns, with something outside before and behind each.
-        padded = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
-        padded[:, 1:-1] = crop.T
-        columns, rows = np.nonzero(padded[:, 1:] != padded[:, :-1])
-        edges = (left + columns) * height + top + rows
-        # Starts and ends in turns. A run that ends at the foot of a column and one from the head of the next are one.
-        joined = edges[1:-1:2] == edges[2::2]
-        edges = np.delete(edges, np.concatenate((2 * np.flatnonzero(joined) + 1, 2 * np.flatnonzero(joined) + 2)))
-        rles.append({"size": [height, width], "counts": _run_lengths(edges, height * width)})
-    return coco_mask.frPyObjects(rles, height, width) if rles else []
-
-
-def _run_lengths(edges: np.ndarray, num_pixels: int) -> list[int]:
-    """From where runs start and end, in turns; as pycocotools does it, without a last run of no pixels."""
-    tail = [num_pixels] if not len(edges) or edges[-1] < num_pixels else []
-    return np.diff(np.concatenate(([0], edges, tail)).astype(np.int64)).tolist()
 
 
 def as_numbers(values: Any, kind: Any) -> np.ndarray:

@@ -17,9 +17,9 @@ from .labels import LABEL_FIELDS, matching_labels, requested_labels
 from .layers import NUM_NORM_GROUPS
 from .parts import part_of
 from .remote_code import IS_REMOTE, CheckpointMixin
+from .result_options import TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
-TASKS = ("semantic", "instance", "panoptic")
 # Choices that are no parts.
 CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),

@@ -17,6 +17,7 @@ from .backbone import load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import MaskFormerHfConfig
 from .labels import LABEL_FIELDS, matching_labels
 from .remote_code import CheckpointMixin
+from .saved_facts import update_saved_processor
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,10 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     def parts_without_code(self) -> list[str]:
         return self.config.parts_without_code()
+
+    def complete_folder(self, folder: Path):
+        # The processor beside reads results by what the model's configuration says of them.
+        update_saved_processor(folder, self.config)
 
     def get_input_embeddings(self) -> Any:
         """None: no table of tokens. FSDP through Accelerate asks."""

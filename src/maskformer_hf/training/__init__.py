@@ -3,12 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate, evaluate_checkpoint, format_table
+    from .checkpoint_evaluation import CheckpointEvaluationOptions, evaluate_checkpoint
+    from .evaluation import evaluate
+    from .evaluation_options import EvaluationOptions
+    from .evaluation_table import format_table
+    from .failures import DiskFullError, TrainingDivergedError
     from .loop import train, train_model
-    from .stops import DiskFullError, TrainingDivergedError
 
 __all__ = [
+    "CheckpointEvaluationOptions",
     "DiskFullError",
+    "EvaluationOptions",
     "TrainingDivergedError",
     "evaluate",
     "evaluate_checkpoint",
@@ -18,11 +23,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DiskFullError": "stops",
-    "TrainingDivergedError": "stops",
+    "CheckpointEvaluationOptions": "checkpoint_evaluation",
+    "DiskFullError": "failures",
+    "EvaluationOptions": "evaluation_options",
+    "TrainingDivergedError": "failures",
     "evaluate": "evaluation",
-    "evaluate_checkpoint": "evaluation",
-    "format_table": "evaluation",
+    "evaluate_checkpoint": "checkpoint_evaluation",
+    "format_table": "evaluation_table",
     "train": "loop",
     "train_model": "loop",
 }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
+from ..data import FirstRows, SegmentationDataset, find_data, is_streamed, open_dataset
 from ..data.inspection import TrainingView, inspect_dataset
 from ..data.report import DataReport, format_report, shared_images
 from ..inference.load import checkpoint_path
@@ -16,8 +16,9 @@ from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS
 from ..visualize import contact_sheet
 from .arguments import AugmentationArguments, ModelArguments, Recipe
-from .building import config_class_of, open_data
-from .evaluation import find_data, write_json
+from .json_files import write_json
+from .recipe_data import open_data
+from .recipe_model import config_class_of
 
 # Before training so many images of each split are looked at, which takes seconds; `maskformer check-data` takes all.
 IMAGES_BEFORE_TRAINING = 500

@@ -1,4 +1,4 @@
-"""Why training ended before its last step, and how to go on, in one message."""
+"""Failures that end training before its last step: one message that tells the reason and how to go on."""
 
 import errno
 import shutil
@@ -25,16 +25,16 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> Iterator[None]:
-    """Says which checkpoint there is when training diverges, the disk is full, or Ctrl-C is pressed.
+def explain_failures(output_dir: Path, step: Callable[[], int], reports: bool) -> Iterator[None]:
+    """Tells which checkpoint there is when training diverges, the disk is full, or Ctrl-C is pressed.
 
     Args:
-        step: The number of whole steps so far.
-        speaks: Of several processes the one that tells about Ctrl-C, which all of them get.
+        step: Gives the number of whole steps so far.
+        reports: Whether this process reports Ctrl-C, which all processes get.
 
     Raises:
-        TrainingDivergedError: For a FloatingPointError of the loss, of the matcher, which sees it first, or of weights.
-        DiskFullError: For what the writers of PyTorch, safetensors and Python raise.
+        TrainingDivergedError: For a FloatingPointError of the loss, of the matcher (which sees it first) or of weights.
+        DiskFullError: For the errors that PyTorch, safetensors and Python raise when a disk is full.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> 
             f"step {step() + 1}: {error}. Lower optimization.learning_rate or warm up longer. {_remedy(output_dir)}"
         ) from error
     except KeyboardInterrupt:
-        if speaks:
+        if reports:
             tqdm.write(f"Stopped in step {step() + 1}: {_remedy(output_dir)}.", file=sys.stderr)
         raise
     except Exception as error:
@@ -60,12 +60,12 @@ def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> 
 def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors says it in Rust's words; torch.save in these, whatever kept it from writing.
+    # The message of safetensors comes from Rust. torch.save has the others, whatever keeps it from writing.
     return any(words in str(error) for words in ("os error 28", "inline_container", "iostream error"))
 
 
 def check_finite(parameters: Iterable[torch.Tensor]) -> None:
-    """Raises FloatingPointError if a weight is NaN or infinite: the last update did it, before any loss shows it."""
+    """Raises FloatingPointError if a weight is NaN or infinite. Weights show a bad update before the loss does."""
     norms = torch._foreach_norm([local_part(parameter.detach()) for parameter in parameters])
     if not bool(torch.stack(norms).isfinite().all()):
         raise FloatingPointError("weights are NaN or infinite after the update")
