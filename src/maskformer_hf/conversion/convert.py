@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, processor_class_of
+from ..models.result_options import facts_of
 from ..presets import PRESETS, image_processor_for
 from .architecture import infer_config
 from .detectron2 import IGNORED, convert_state_dict
@@ -78,7 +78,7 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
         config, processor, remarks = _with_matching_preset(infer_config(state))
     model = MODEL_CLASSES[config.model_type](config)
     model.load_state_dict(convert_state_dict(state, config))
-    if config.model_type == MaskFormerHfPerPixelConfig.model_type:
+    if config.is_per_pixel:
         # Here the original asks the backbone what to pad to: 32 for a Swin of any size, nothing for a ResNet.
         backbone: Any = config.backbone_config
         processor.size_divisor = 32 if backbone.model_type == "swin" else 0
@@ -127,7 +127,7 @@ def _with_matching_preset(inferred: MaskFormerHfConfig) -> _Found:
     remarks += _assumptions(config)
     if preset is not None:
         return config, image_processor_for(preset), remarks
-    processor = processor_class_of(config)(num_labels=config.num_labels)
+    processor = processor_class_of(config)(num_labels=config.num_labels, **facts_of(config))
     shortest, longest = processor.size["shortest_edge"], processor.size["longest_edge"]
     remarks.append(
         f"Image sizes are the usual ones ({shortest}, at most {longest}): set `size` of preprocessor_config.json to "

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 
 from ..inference.load import load
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
 from .graph import Graph, export_program
@@ -116,7 +115,7 @@ def _check_model(config: Any, checkpoint: str):
             f"{checkpoint!r} is a model of videos, which cannot be exported: run it by `predict_video` or `maskformer "
             "segment`, or export a model of images."
         )
-    if config.model_type == MaskFormerHfPerPixelConfig.model_type:
+    if config.is_per_pixel:
         raise ValueError(
             f"{checkpoint!r} is a per-pixel baseline, which cannot be exported: run it by `predict` or `maskformer "
             "segment`, or export a model with queries."

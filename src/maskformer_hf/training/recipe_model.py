@@ -11,7 +11,7 @@ from ..conversion.detectron2_backbone import load_detectron2_backbone
 from ..inference.load import checkpoint_path
 from ..models.backbone import load_pretrained_backbone, pretrained_backbone_config
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
-from ..models.saved_facts import copy_facts
+from ..models.result_options import facts_of
 from ..presets import PRESETS, image_processor_for
 from .arguments import ModelArguments
 
@@ -85,12 +85,11 @@ def build_processor(arguments: ModelArguments, config: Any) -> Any:
     else:
         processor = processor_class()
     fields = processor.to_dict()
+    # The processor needs these facts of the model too, as it reads outputs without seeing the model.
+    fields |= facts_of(config)
     if processor.num_labels is not None:
         fields["num_labels"] = config.num_labels
-    processor = processor_class.from_dict({**fields, **arguments.image_processor})
-    # The processor needs the facts of the model too, as it reads outputs without seeing the model.
-    copy_facts(config, processor)
-    return processor
+    return processor_class.from_dict({**fields, **arguments.image_processor})
 
 
 def _check_fields(fields: dict[str, Any], kind: type, where: str) -> None:
