@@ -1,12 +1,13 @@
 """What a checkpoint says about its results is the same in config.json and preprocessor_config.json."""
 
+import copy
 import json
 
 import pytest
 import transformers
 
 from builders import tiny_config
-from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoConfig, MaskFormerVideoProcessor
+from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, MaskFormerVideoConfig, MaskFormerVideoProcessor
 from maskformer_hf.inference.load import bundled_checkpoints
 from maskformer_hf.models.result_options import FACTS, facts_of
 from maskformer_hf.models.saved_facts import update_saved_processor
@@ -56,10 +57,9 @@ def test_the_model_gives_its_own_to_the_processor_that_is_there(tmp_path):
         "label_ids_to_fuse": [0, 2],
     }
     # The file is what the processor itself would have written.
-    text = (tmp_path / "preprocessor_config.json").read_text()
     MaskFormerImageProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path)
-    assert (tmp_path / "preprocessor_config.json").read_text() == text
-    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    assert stored(tmp_path) == after
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_processor_of_videos_too(tmp_path):
@@ -80,6 +80,38 @@ def test_files_of_others_are_left_alone(tmp_path):
     processor = MaskFormerImageProcessor(object_mask_threshold=0.1)
     processor.save_pretrained(tmp_path)
     assert processor.object_mask_threshold == 0.1
+
+
+def test_whichever_is_saved_last(tmp_path, tiny_model):
+    model = copy.deepcopy(tiny_model)
+    model.config.object_mask_threshold = 0.3
+    processor = MaskFormerImageProcessor()
+    processor.save_pretrained(tmp_path / "processor first")
+    model.save_pretrained(tmp_path / "processor first")
+    model.save_pretrained(tmp_path / "model first")
+    processor.save_pretrained(tmp_path / "model first")
+    for folder in ("processor first", "model first"):
+        again = MaskFormerImageProcessor.from_pretrained(tmp_path / folder)
+        assert facts_of(again) == {**facts_of(model.config), "label_ids_to_fuse": [0, 1]}
+        assert again.object_mask_threshold == 0.3
+
+
+@pytest.mark.parametrize("kind", ["maskformer", "mask2former", "before"])
+def test_files_without_facts_are_read_with_those_of_the_model(tmp_path, kind):
+    """Files of transformers' processors, and of ours from before they carried facts."""
+    if kind == "before":
+        tiny_config(**OWN).save_pretrained(tmp_path)
+        fields = {"image_processor_type": "MaskFormerHfImageProcessor", "label_ids_to_fuse": [1]}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+        expected = {**FACTS, **OWN}
+    else:
+        theirs = {"maskformer": transformers.MaskFormerConfig, "mask2former": transformers.Mask2FormerConfig}[kind]
+        theirs().save_pretrained(tmp_path)
+        transformers.MaskFormerImageProcessor().save_pretrained(tmp_path)
+        expected = facts_of(MaskFormerConfig.from_pretrained(tmp_path))
+        assert expected["intersect_with_mask"] == (kind == "mask2former")
+    assert facts_of(MaskFormerImageProcessor.from_pretrained(tmp_path)) == expected
+    assert MaskFormerImageProcessor.from_pretrained(tmp_path, duplicate_iou=0.4).duplicate_iou == 0.4
 
 
 def test_a_broken_file_is_named(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, processor_class_of
+from ..models.result_options import facts_of
 from ..presets import PRESETS, image_processor_for
 from .architecture import infer_config
 from .detectron2 import IGNORED, convert_state_dict
@@ -126,7 +127,7 @@ def _with_matching_preset(inferred: MaskFormerHfConfig) -> _Found:
     remarks += _assumptions(config)
     if preset is not None:
         return config, image_processor_for(preset), remarks
-    processor = processor_class_of(config)(num_labels=config.num_labels)
+    processor = processor_class_of(config)(num_labels=config.num_labels, **facts_of(config))
     shortest, longest = processor.size["shortest_edge"], processor.size["longest_edge"]
     remarks.append(
         f"Image sizes are the usual ones ({shortest}, at most {longest}): set `size` of preprocessor_config.json to "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
-from ..models.parts import Part, part_of, register
+from ..models.parts import Part, names_of, part_of, register
 from ..models.result_options import ResultOptions
 from ..models.results import results_of
 from .batches import Inputs, forward_batch
@@ -147,6 +147,11 @@ def tiles(request: Request) -> Plan:
 
 register("plan", "whole", Part(Whole), exist_ok=True)
 register("plan", "tiles", Part(tiles), exist_ok=True)
+
+
+def plan_names() -> tuple[str, ...]:
+    """The plans that there are, also those registered from outside."""
+    return names_of("plan")
 
 
 def make_plan(name: str | None, request: Request) -> Plan:

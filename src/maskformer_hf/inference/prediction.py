@@ -29,7 +29,7 @@ class Prediction:
 
     def __init__(
         self,
-        task: Task,
+        task: str,
         size: tuple[int, int],
         segments: list[dict[str, Any]] | None = None,
         segmentation: torch.Tensor | None = None,
@@ -45,12 +45,13 @@ class Prediction:
         self._crops = crops
 
     @classmethod
-    def of(cls, result: Result, task: Task, size: tuple[int, int], id2label: Mapping[Any, str]) -> "Prediction":
+    def of(cls, result: Result, task: str, size: tuple[int, int], id2label: Mapping[Any, str] | None) -> "Prediction":
         """A result with the names of its classes, on the CPU."""
+        labels = id2label or {}
         segments = []
         for record in result.segments:
             segment = {name: record[name] for name in ("id", "label_id")}
-            segment |= {"label": id2label[record["label_id"]], "score": record["score"], "area": record["area"]}
+            segment |= {"label": labels[record["label_id"]], "score": record["score"], "area": record["area"]}
             if "box" in record:
                 segment["box"] = list(record["box"])
             segments.append(segment)

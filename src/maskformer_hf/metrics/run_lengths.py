@@ -11,7 +11,7 @@ import torch
 
 
 def as_rles(masks: Any) -> list[Any]:
-    """Masks (N, H, W) as N RLE dictionaries of pycocotools; such dictionaries as they are."""
+    """Masks (N, H, W) as N RLE dictionaries of pycocotools. Such dictionaries are returned as they are."""
     from pycocotools import mask as coco_mask
 
     if not isinstance(masks, torch.Tensor | np.ndarray):
@@ -49,21 +49,24 @@ def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[Any]:
 
 
 def rles_of_crops(crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Any]:
-    """One RLE for each mask, of which only the part (h, w) bool from a corner (top, left) on is given.
+    """One RLE for each mask, at the cost of its crop.
 
-    size: Of the whole masks, (H, W). The cost is that of the crops.
+    Args:
+        crops: The part (h, w) bool of each mask that has pixels.
+        corners: Where each crop lies, (top, left).
+        size: (H, W) of the whole masks.
     """
     from pycocotools import mask as coco_mask
 
     height, width = size
     rles: list[Any] = []
     for crop, (top, left) in zip(crops, corners, strict=True):
-        # Along columns, with something outside before and behind each.
+        # Run lengths go down the columns. Each column gets an empty pixel above and below, so that its runs have ends.
         padded = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
         padded[:, 1:-1] = crop.T
         columns, rows = np.nonzero(padded[:, 1:] != padded[:, :-1])
         edges = (left + columns) * height + top + rows
-        # Starts and ends in turns. A run that ends at the foot of a column and one from the head of the next are one.
+        # Starts and ends alternate. A run to the foot of a column joins one that begins at the head of the next.
         joined = edges[1:-1:2] == edges[2::2]
         edges = np.delete(edges, np.concatenate((2 * np.flatnonzero(joined) + 1, 2 * np.flatnonzero(joined) + 2)))
         rles.append({"size": [height, width], "counts": _run_lengths(edges, height * width)})
@@ -71,6 +74,6 @@ def rles_of_crops(crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]
 
 
 def _run_lengths(edges: np.ndarray, num_pixels: int) -> list[int]:
-    """From where runs start and end, in turns; as pycocotools does it, without a last run of no pixels."""
+    """Run lengths from the positions where runs start and end, which alternate. There is no last run of no pixels."""
     tail = [num_pixels] if not len(edges) or edges[-1] < num_pixels else []
     return np.diff(np.concatenate(([0], edges, tail)).astype(np.int64)).tolist()

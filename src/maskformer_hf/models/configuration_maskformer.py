@@ -161,7 +161,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             )
         self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels)
         super().__post_init__(**kwargs)
-        # `strict` calls it as well, but wraps what is raised in an exception of its own that is no ValueError.
+        # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
 
     @classmethod
@@ -188,7 +188,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
                     label for label, row in enumerate(rows) if row in trained.label_ids_to_fuse
                 ]
         own_fields = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        # A backbone_config of a few fields changes only those, which is transformers' business.
+        # transformers merges a `backbone_config` of a few fields into the one that is there.
         for name in (own_fields - {"backbone_config"}) & kwargs.keys():
             config_dict[name] = kwargs.pop(name)
         return super().from_dict(config_dict, **kwargs)
@@ -198,14 +198,14 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        # Before `from_pretrained` sees the other model_type and warns of what is no trouble, or only warns.
+        # Here, because `from_pretrained` would only warn of another model_type, also where it does no harm.
         return _in_own_layout(config_dict, cls, str(pretrained_model_name_or_path)), kwargs
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
         config_dict = super()._dict_from_json_file(json_file)
         if not isinstance(config_dict, dict) or "model_type" not in config_dict:
-            raise ValueError(f"{json_file} is no configuration of a model: it names no `model_type`.")
+            raise ValueError(f"{json_file} is not the configuration of a model: it has no `model_type`.")
         return config_dict
 
     def parts_without_code(self) -> list[str]:

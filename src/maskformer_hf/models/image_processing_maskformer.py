@@ -23,12 +23,15 @@ from .image_targets import LabelRules, add_targets, read_targets
 from .remote_code import CheckpointMixin
 from .result_options import FACTS, ResultOptions
 from .results import class_scores_of, draw_instances, iterate_results
-from .saved_facts import take_saved_facts
+from .saved_facts import facts_beside, take_saved_facts
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 except ImportError:  # transformers before 5.23
     SemanticSegmentationPostProcessorOutput = BatchFeature
+
+# Options of `from_pretrained` that say which file of the Hub is meant.
+HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 # What transformers writes as image_processor_type (feature_extractor_type before 4.26) for processors that round sides.
 ROUNDING_PROCESSORS = tuple(
@@ -137,6 +140,15 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
         super().__init__(**options)
         if self.size_divisor < 0:
             raise ValueError(f"size_divisor={self.size_divisor} is negative; 0 switches the rounding off.")
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; where the file has no facts of results, they are those of config.json."""
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        fields, others = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        return {**facts_beside(fields, pretrained_model_name_or_path, **hub), **fields}, others
 
     def preprocess(
         self,

@@ -63,7 +63,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         labels: dict[str, Any] = {}
         wanted = None
         if not isinstance(config, PreTrainedConfig):
-            # Loaded as it was trained, and changed afterwards: so nothing but the classifier may differ in size.
+            # Load the model as it was trained and change its labels afterwards: only the classifier may differ in size.
             labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
         else:
             if config.model_type != config_class.model_type:
@@ -83,7 +83,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(_describe_broken_files(pretrained_model_name_or_path, error)) from error
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        # It is saved under its own names, and not renamed back to those it was read from.
+        # Save under our own names; transformers would rename them back to those that were read.
         model._weight_conversions = None
         if labels:
             wanted = type(model.config).from_dict(model.config.to_dict(), **labels)

@@ -36,7 +36,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: accelerate takes a second to import, which `maskformer segment` need not wait for.
+    # Imported on first use, as accelerate takes a second, for which `maskformer segment` need not wait.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""A training recipe: what can be set, read from YAML, every key and value checked by name."""
+"""A training recipe: its fields, and how it is read from YAML."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -21,7 +21,7 @@ class TrainingDivergedError(ValueError):
 
 
 class DiskFullError(OSError):
-    """What was to be written did not fit; the last checkpoint on disk is whole."""
+    """The disk is full; the last checkpoint on it is whole."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def explain_failures(output_dir: Path, step: Callable[[], int], reports: bool) -
     except Exception as error:
         if not is_disk_full(error):
             raise
-        remove_unfinished(output_dir)  # half a checkpoint is of no use, and takes room
+        remove_unfinished(output_dir)  # half a checkpoint is useless and takes room
         free = shutil.disk_usage(output_dir).free / 2**20
         raise DiskFullError(
             f"step {step()}: the disk of {output_dir} is full ({free:.1f} MiB free without what did not fit); "

@@ -60,6 +60,6 @@ def enable_gradient_checkpointing(model: Any) -> None:
     if hasattr(timm_model, "set_grad_checkpointing"):
         timm_model.set_grad_checkpointing()
     for module in body.modules():
-        # Of the backbones of transformers only ResNets lack gradient checkpointing.
+        # ResNets are the only backbones of transformers without gradient checkpointing.
         if isinstance(module, ResNetBasicLayer | ResNetBottleNeckLayer):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)

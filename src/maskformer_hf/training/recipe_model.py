@@ -11,6 +11,7 @@ from ..conversion.detectron2_backbone import load_detectron2_backbone
 from ..inference.load import checkpoint_path
 from ..models.backbone import load_pretrained_backbone, pretrained_backbone_config
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
+from ..models.result_options import facts_of
 from ..presets import PRESETS, image_processor_for
 from .arguments import ModelArguments
 
@@ -85,8 +86,7 @@ def build_processor(arguments: ModelArguments, config: Any) -> Any:
         processor = processor_class()
     fields = processor.to_dict()
     # The processor needs these facts of the model too, as it reads outputs without seeing the model.
-    if config.label_ids_to_fuse is not None:
-        fields["label_ids_to_fuse"] = config.label_ids_to_fuse
+    fields |= facts_of(config)
     if processor.num_labels is not None:
         fields["num_labels"] = config.num_labels
     return processor_class.from_dict({**fields, **arguments.image_processor})

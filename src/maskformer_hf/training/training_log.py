@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, a line every few steps, and `log.jsonl`."""
+"""The log of a run: a progress bar, a line every few steps, and `log.jsonl`."""
 
 import json
 import sys
@@ -83,7 +83,7 @@ class TrainingLog:
         tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
 
     def leave_out(self, seconds: float) -> None:
-        """Takes the time of an evaluation or a save out of images per second."""
+        """Leaves the time of an evaluation or a save out of images per second."""
         self.since += seconds
 
     def close(self) -> None:
