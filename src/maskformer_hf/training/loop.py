@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from ..data import SegmentationDataset, as_task, is_streamed, videos_in
-from ..model_card import machine_name
+from ..machine import machine_name
 from .arguments import Recipe, read_recipe
 from .checkpointing import numbered_folders
 from .data_check import check_before_training
