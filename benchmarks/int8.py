@@ -23,7 +23,7 @@ from maskformer_hf.data import SemanticFolder, class_map
 from maskformer_hf.export import LOGITS, export_checkpoint, onnx_session, run_session
 from maskformer_hf.inference.load import load
 from maskformer_hf.metrics import MeanIoU
-from maskformer_hf.training.evaluation import check_classes
+from maskformer_hf.training.classes import check_classes
 
 
 def main() -> None:

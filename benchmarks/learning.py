@@ -85,7 +85,7 @@ def build_optimizer(model: Any, backbone: torch.nn.Module, options: argparse.Nam
     of_backbone = {id(parameter) for parameter in backbone.parameters()}
     groups = []
     for group in parameter_groups(
-        model, learning_rate=options.learning_rate, weight_decay=options.weight_decay, backbone_multiplier=1.0
+        model, learning_rate=options.learning_rate, weight_decay=options.weight_decay, multipliers={}
     ):
         for in_backbone, multiplier in ((True, options.backbone_multiplier), (False, 1.0)):
             parameters = [p for p in group["params"] if (id(p) in of_backbone) == in_backbone]

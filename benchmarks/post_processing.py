@@ -3,8 +3,9 @@
     python benchmarks/post_processing.py                  # 1024x2048, 100 queries, 150 classes, 2 CPU threads
     python benchmarks/post_processing.py --kinds smooth noise --repeats 9
 
-Both sides get the same logits at a quarter of the target size and are called through their image processors with
-default arguments and a target size; for the panoptic task both fuse the same half of the classes.
+Both sides get the same logits at a quarter of the target size and are called through their image processors with a
+target size and the thresholds that are transformers' defaults; for the panoptic task both fuse the same half of the
+classes.
 
 Logits. "smooth" imitates a trained model: 10 queries share the picture as winding regions, 20 more are ellipses in
 front of them, masks are +-9 apart from a transition of a few cells and some texture; 70 queries are no-object with
@@ -28,6 +29,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,10 @@ def make_call(side: str, task: str, classes: int):
 
         processor = MaskFormerImageProcessor()
     method = getattr(processor, f"post_process_{task}_segmentation")
-    options = {"label_ids_to_fuse": set(range(0, classes, 2))} if task == "panoptic" else {}
+    # Ours are the checkpoint's unless they are given.
+    options: dict[str, Any] = {} if task == "semantic" else {"threshold": 0.5, "overlap_mask_area_threshold": 0.8}
+    if task == "panoptic":
+        options["label_ids_to_fuse"] = set(range(0, classes, 2))
     return lambda outputs, size: method(outputs, target_sizes=[size], **options)
 
 

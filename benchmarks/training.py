@@ -47,7 +47,8 @@ import torch
 import transformers
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, presets
-from maskformer_hf.models.layers import mask_logits
+from maskformer_hf.models.interfaces import Ask
+from maskformer_hf.models.masks import mask_logits
 
 MODELS = {"r50": presets.maskformer_resnet50_ade20k, "swin-t": presets.maskformer_swin_tiny_ade20k}
 SIDES = ("floor", "their-floor", "transformers", "dense", "points")
@@ -99,9 +100,11 @@ def make_step(side: str, model_name: str) -> Callable[[dict[str, Any]], float]:
     ours = MaskFormerForUniversalSegmentation(config).train()
 
     def our_network(batch: dict[str, Any]) -> float:
-        base = ours.model(batch["pixel_values"], every_layer=True)
-        class_logits, mask_embeddings = ours.head(torch.stack(base.transformer_decoder_hidden_states), None)
-        loss = class_logits.sum() + mask_logits(mask_embeddings, base.pixel_decoder_last_hidden_state).sum()
+        ask = Ask(every_layer=True)
+        encoded = ours.model.encode(batch["pixel_values"], ask)
+        [predictions] = ours.head(ours.model.decode(encoded, ask), encoded, ask)
+        masks = mask_logits(predictions.masks.mask_embeddings_LBQC, predictions.masks.pixel_embeddings_BChw)
+        loss = predictions.class_logits.sum() + masks.sum()
         loss.backward()
         return loss.item()
 

@@ -16,8 +16,7 @@ from pycocotools import mask as coco_mask
 from maskformer_hf import load, predict_video
 from maskformer_hf.data import open_dataset, videos_in
 from maskformer_hf.metrics import RegionSimilarity
-from maskformer_hf.models.modeling_auto import sees_clips
-from maskformer_hf.training.video_evaluation import NUM_OBJECTS, track_frame_by_frame
+from maskformer_hf.training.frame_tracks import NUM_OBJECTS, track_frame_by_frame
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
         model, processor = load(checkpoint)
         rows = []
         for index, paths in enumerate(videos.frame_paths):
-            if sees_clips(model.config):
+            if model.config.kind == "clip":
                 tracks = predict_video(model, processor, paths, threshold=0.0, max_objects=NUM_OBJECTS).tracks
             else:
                 tracks = track_frame_by_frame(model, processor, paths)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, bundled_checkpoints
 from maskformer_hf.data import Collator, SampleStream, augmentation, open_dataset
-from maskformer_hf.training.building import label_fields
+from maskformer_hf.training.recipe_data import label_fields
 
 parser = argparse.ArgumentParser()
 parser.add_argument("data", type=Path)

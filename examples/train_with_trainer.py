@@ -18,8 +18,8 @@ from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImagePro
 from maskformer_hf.data import Collator, SampleStream, augmentation, open_dataset
 from maskformer_hf.metrics import MeanIoU
 from maskformer_hf.training.arguments import OptimizationArguments
-from maskformer_hf.training.building import label_fields
 from maskformer_hf.training.optimization import build_optimizer, schedule
+from maskformer_hf.training.recipe_data import label_fields
 
 parser = argparse.ArgumentParser()
 parser.add_argument("data", type=Path)

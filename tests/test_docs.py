@@ -31,7 +31,7 @@ from maskformer_hf.cli import app
 from maskformer_hf.conversion.safe_reader import read_checkpoint
 from maskformer_hf.data import FORMATS, open_dataset
 from maskformer_hf.inference import load
-from maskformer_hf.models.modeling_maskformer import PIXEL_DECODERS
+from maskformer_hf.models import parts
 from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe, read_recipe
 
@@ -170,12 +170,16 @@ def test_fine_tune_on_your_data(workplace, hub):
 
 
 def test_parts(workplace, monkeypatch, tmp_path):
-    # The page adds a part to these two tables, for as long as the test lasts.
-    choices = maskformer_hf.MaskFormerConfig.choices
-    monkeypatch.setitem(choices, "pixel_decoder", choices["pixel_decoder"])
-    monkeypatch.setitem(PIXEL_DECODERS, "sum", None)
+    # The page registers parts, for as long as the test lasts.
+    monkeypatch.setattr(parts, "_TABLE", {slot: dict(known) for slot, known in parts._TABLE.items()})
     monkeypatch.syspath_prepend(ROOT)
     found = run_page("parts")
+    own = {field: getattr(found["model"].config, field) for field in found["own"]}
+    assert own == found["own"]
+    assert found["outputs"].loss_dict["loss_boundary"] != 0
+    registered = [text for _, text in blocks("parts") if "\nregister(" in text]
+    assert len(registered) == 5
+    assert all(len(text.split("\nregister(")[0].splitlines()) <= 30 for text in registered)
     # What pytest would run of the page's own test class.
     contract = found["TestSum"]()
     shared = contract.model()

@@ -22,15 +22,14 @@ MODEL_FILES = sorted(path for path in (PACKAGE / "models").glob("*.py") if path.
 # A layer may import those behind it, and its own files.
 LAYERS = [
     {"cli", "__main__"},
-    {"hub", "training", "conversion", "export"},
-    {"inference", "visualize"},
+    {"hub", "training", "export"},
+    {"inference", "visualize", "conversion"},
     {"presets", "model_card"},
     {"data", "metrics"},
     {"models"},
 ]
-# Parts of one layer that know each other: pictures are made of predictions, and training may start from a file of
-# Detectron2.
-SIDEWAYS = {("visualize", "inference"), ("training", "conversion"), ("__main__", "cli")}
+# Parts of one layer that know each other: pictures are made of predictions.
+SIDEWAYS = {("visualize", "inference"), ("__main__", "cli")}
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -127,19 +126,20 @@ def test_model_files_bring_along_all_they_import(path):
 
 
 def test_every_model_can_be_uploaded():
-    """Each model that the import registers has its line in remote_code.py, and each line its file and class."""
+    """Each model that the import registers has its row in auto_classes.py, and each row its files and classes."""
     import maskformer_hf
-    from maskformer_hf.models.remote_code import IMAGE_PROCESSOR, MODELS, VIDEO_PROCESSOR
+    from maskformer_hf.models.auto_classes import CLASS_NAMES, MODELS, PROCESSORS
 
     maskformer_hf.register()
     own = {name for name, kind in CONFIG_MAPPING._extra_content.items() if kind.__module__.startswith("maskformer_hf")}
-    assert own == MODELS.keys(), "name the model in models/remote_code.py"
-    for auto_map in (*MODELS.values(), IMAGE_PROCESSOR, VIDEO_PROCESSOR):
+    assert own == MODELS.keys() == PROCESSORS.keys(), "name the model in models/auto_classes.py"
+    for auto_map in (*MODELS.values(), *PROCESSORS.values()):
         for auto_class, reference in auto_map.items():
             module, name = reference.split(".")
             found = getattr(import_module(f"maskformer_hf.models.{module}"), name)
             assert found.__module__ == f"maskformer_hf.models.{module}"
             assert hasattr(transformers, auto_class)
+            assert name in CLASS_NAMES
 
 
 def test_model_files_import_optional_packages_where_they_may_be_missing():
@@ -172,8 +172,13 @@ def test_importing_the_package_stays_light(imported_modules):
 def test_public_names_are_those_of_the_package():
     import maskformer_hf
 
+    assert {*maskformer_hf._PUBLIC, "__version__", "register"} == {*maskformer_hf.__all__}
     for name in maskformer_hf.__all__:
         assert getattr(maskformer_hf, name) is not None
+    # One name for one thing, but for the one that transformers' class has and ours has not.
+    classes = {name: value for name in maskformer_hf.__all__ if isinstance(value := getattr(maskformer_hf, name), type)}
+    del classes["MaskFormerForInstanceSegmentation"]
+    assert len(set(classes.values())) == len(classes) >= 13
     assert set(maskformer_hf.__all__) <= set(dir(maskformer_hf))
     # Saved class names must not be transformers' own, or its classes would load where this package is missing.
     for name in (

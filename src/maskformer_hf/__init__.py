@@ -15,59 +15,45 @@ if TYPE_CHECKING:
     from .inference.predict import predict
     from .inference.prediction import Prediction
     from .inference.video import VideoPrediction, predict_video
-    from .models.configuration_maskformer import MaskFormerHfConfig
     from .models.configuration_maskformer import MaskFormerHfConfig as MaskFormerConfig
-    from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
     from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig as PerPixelBaselineConfig
-    from .models.configuration_video import MaskFormerHfVideoConfig
     from .models.configuration_video import MaskFormerHfVideoConfig as MaskFormerVideoConfig
-    from .models.image_processing_maskformer import MaskFormerHfImageProcessor
     from .models.image_processing_maskformer import MaskFormerHfImageProcessor as MaskFormerImageProcessor
-    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForInstanceSegmentation
     from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation as MaskFormerForUniversalSegmentation
     from .models.modeling_maskformer import MaskFormerHfModel as MaskFormerModel
-    from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
     from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline as PerPixelBaseline
-    from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
     from .models.modeling_video import MaskFormerHfForVideoSegmentation as MaskFormerForVideoSegmentation
-    from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
+    from .models.modeling_video import MaskFormerHfVideoModel as MaskFormerVideoModel
     from .models.video_processing_maskformer import MaskFormerHfVideoProcessor as MaskFormerVideoProcessor
     from .visualize import draw_segmentation
 
 __version__: str
 
-# Public name -> module and name in it; imported when first asked for. The aliases are transformers' names, so that code
-# written for its MaskFormer moves over; what is saved carries the names on the right, which transformers has not.
+# Public name -> where it is; imported when first asked for. The names of the classes are transformers', so that code
+# written for its MaskFormer moves over. What is saved says "MaskFormerHf...": names that transformers does not have, so
+# that it can never load a class of its own in their place. `MaskFormerForInstanceSegmentation` is the only second name:
+# transformers calls its one class so, where ours is named after the Auto class that takes it.
 _PUBLIC = {
-    "MaskFormerConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
-    "MaskFormerForInstanceSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
-    "MaskFormerForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
-    "MaskFormerForVideoSegmentation": ("models.modeling_video", "MaskFormerHfForVideoSegmentation"),
-    "MaskFormerHfConfig": ("models.configuration_maskformer", "MaskFormerHfConfig"),
-    "MaskFormerHfForUniversalSegmentation": ("models.modeling_maskformer", "MaskFormerHfForUniversalSegmentation"),
-    "MaskFormerHfForVideoSegmentation": ("models.modeling_video", "MaskFormerHfForVideoSegmentation"),
-    "MaskFormerHfImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
-    "MaskFormerHfModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
-    "MaskFormerHfPerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
-    "MaskFormerHfPerPixelConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
-    "MaskFormerHfVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
-    "MaskFormerHfVideoModel": ("models.modeling_video", "MaskFormerHfVideoModel"),
-    "MaskFormerHfVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
-    "MaskFormerImageProcessor": ("models.image_processing_maskformer", "MaskFormerHfImageProcessor"),
-    "MaskFormerImageSegmentationPipeline": ("inference.pipeline", "MaskFormerImageSegmentationPipeline"),
-    "MaskFormerModel": ("models.modeling_maskformer", "MaskFormerHfModel"),
-    "MaskFormerVideoConfig": ("models.configuration_video", "MaskFormerHfVideoConfig"),
-    "MaskFormerVideoProcessor": ("models.video_processing_maskformer", "MaskFormerHfVideoProcessor"),
-    "PerPixelBaseline": ("models.modeling_per_pixel", "MaskFormerHfPerPixelBaseline"),
-    "PerPixelBaselineConfig": ("models.configuration_per_pixel", "MaskFormerHfPerPixelConfig"),
-    "Prediction": ("inference.prediction", "Prediction"),
-    "VideoPrediction": ("inference.video", "VideoPrediction"),
-    "bundled_checkpoints": ("inference.load", "bundled_checkpoints"),
-    "draw_segmentation": ("visualize", "draw_segmentation"),
-    "load": ("inference.load", "load"),
-    "predict": ("inference.predict", "predict"),
-    "predict_video": ("inference.video", "predict_video"),
+    "MaskFormerConfig": "models.configuration_maskformer.MaskFormerHfConfig",
+    "MaskFormerForInstanceSegmentation": "models.modeling_maskformer.MaskFormerHfForUniversalSegmentation",
+    "MaskFormerForUniversalSegmentation": "models.modeling_maskformer.MaskFormerHfForUniversalSegmentation",
+    "MaskFormerForVideoSegmentation": "models.modeling_video.MaskFormerHfForVideoSegmentation",
+    "MaskFormerImageProcessor": "models.image_processing_maskformer.MaskFormerHfImageProcessor",
+    "MaskFormerImageSegmentationPipeline": "inference.pipeline.MaskFormerImageSegmentationPipeline",
+    "MaskFormerModel": "models.modeling_maskformer.MaskFormerHfModel",
+    "MaskFormerVideoConfig": "models.configuration_video.MaskFormerHfVideoConfig",
+    "MaskFormerVideoModel": "models.modeling_video.MaskFormerHfVideoModel",
+    "MaskFormerVideoProcessor": "models.video_processing_maskformer.MaskFormerHfVideoProcessor",
+    "PerPixelBaseline": "models.modeling_per_pixel.MaskFormerHfPerPixelBaseline",
+    "PerPixelBaselineConfig": "models.configuration_per_pixel.MaskFormerHfPerPixelConfig",
+    "Prediction": "inference.prediction.Prediction",
+    "VideoPrediction": "inference.video.VideoPrediction",
+    "bundled_checkpoints": "inference.load.bundled_checkpoints",
+    "draw_segmentation": "visualize.draw_segmentation",
+    "load": "inference.load.load",
+    "predict": "inference.predict.predict",
+    "predict_video": "inference.video.predict_video",
 }
 
 __all__ = [
@@ -75,20 +61,11 @@ __all__ = [
     "MaskFormerForInstanceSegmentation",
     "MaskFormerForUniversalSegmentation",
     "MaskFormerForVideoSegmentation",
-    "MaskFormerHfConfig",
-    "MaskFormerHfForUniversalSegmentation",
-    "MaskFormerHfForVideoSegmentation",
-    "MaskFormerHfImageProcessor",
-    "MaskFormerHfModel",
-    "MaskFormerHfPerPixelBaseline",
-    "MaskFormerHfPerPixelConfig",
-    "MaskFormerHfVideoConfig",
-    "MaskFormerHfVideoModel",
-    "MaskFormerHfVideoProcessor",
     "MaskFormerImageProcessor",
     "MaskFormerImageSegmentationPipeline",
     "MaskFormerModel",
     "MaskFormerVideoConfig",
+    "MaskFormerVideoModel",
     "MaskFormerVideoProcessor",
     "PerPixelBaseline",
     "PerPixelBaselineConfig",
@@ -111,7 +88,7 @@ def __getattr__(name: str) -> Any:
         return version("maskformer-hf")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
+    module, _, attribute = _PUBLIC[name].rpartition(".")
     value = getattr(import_module(f".{module}", __name__), attribute)
     globals()[name] = value
     return value
@@ -122,65 +99,39 @@ def __dir__() -> list[str]:
 
 
 def register() -> None:
-    """Make transformers' Auto classes and `pipeline` find our models. The import does it; twice changes nothing."""
+    """Make transformers' Auto classes and `pipeline` find our models, and `from_pretrained` the bundled checkpoints.
+
+    The import does it; twice changes nothing.
+    """
     _check_torchvision()
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModel,
-        AutoModelForImageSegmentation,
-        AutoModelForInstanceSegmentation,
-        AutoModelForSemanticSegmentation,
-        AutoModelForUniversalSegmentation,
-        AutoVideoProcessor,
-    )
+    import transformers
 
     from .inference.pipeline import register_pipeline
-    from .models.configuration_maskformer import MaskFormerHfConfig
-    from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-    from .models.configuration_video import MaskFormerHfVideoConfig
-    from .models.image_processing_maskformer import MaskFormerHfImageProcessor
-    from .models.modeling_maskformer import MaskFormerHfForUniversalSegmentation, MaskFormerHfModel
-    from .models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
-    from .models.modeling_video import MaskFormerHfForVideoSegmentation, MaskFormerHfVideoModel
-    from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
+    from .models.auto_classes import MODELS, PROCESSORS, class_of
+    from .models.remote_code import register_checkpoints
 
-    AutoConfig.register(MaskFormerHfConfig.model_type, MaskFormerHfConfig, exist_ok=True)
-    AutoModel.register(MaskFormerHfConfig, MaskFormerHfModel, exist_ok=True)
-    for auto_class in (
-        AutoModelForUniversalSegmentation,
-        AutoModelForInstanceSegmentation,
-        # `pipeline` asks these two and no other; the first of them is to be deprecated.
-        AutoModelForImageSegmentation,
-        AutoModelForSemanticSegmentation,
-    ):
-        auto_class.register(MaskFormerHfConfig, MaskFormerHfForUniversalSegmentation, exist_ok=True)
-    AutoConfig.register(MaskFormerHfPerPixelConfig.model_type, MaskFormerHfPerPixelConfig, exist_ok=True)
-    for auto_class in (AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
-        auto_class.register(MaskFormerHfPerPixelConfig, MaskFormerHfPerPixelBaseline, exist_ok=True)
-    AutoConfig.register(MaskFormerHfVideoConfig.model_type, MaskFormerHfVideoConfig, exist_ok=True)
-    AutoModel.register(MaskFormerHfVideoConfig, MaskFormerHfVideoModel, exist_ok=True)
-    AutoModelForUniversalSegmentation.register(MaskFormerHfVideoConfig, MaskFormerHfForVideoSegmentation, exist_ok=True)
-    AutoVideoProcessor.register(MaskFormerHfVideoConfig, MaskFormerHfVideoProcessor, exist_ok=True)
-    processors = {
-        MaskFormerHfConfig: MaskFormerHfImageProcessor,
-        MaskFormerHfPerPixelConfig: MaskFormerHfImageProcessor,
-        MaskFormerHfVideoConfig: MaskFormerHfVideoProcessor,
-    }
-    for config_class, processor in processors.items():
-        # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
-        AutoImageProcessor.register(
-            config_class, image_processor_classes={"pil": processor, "torchvision": processor}, exist_ok=True
-        )
+    for model_type, auto_map in MODELS.items():
+        classes = {name: class_of(reference) for name, reference in {**auto_map, **PROCESSORS[model_type]}.items()}
+        config_class = classes.pop("AutoConfig")
+        transformers.AutoConfig.register(model_type, config_class, exist_ok=True)
+        for name, registered in classes.items():
+            auto_class = getattr(transformers, name)
+            if name == "AutoImageProcessor":
+                # Under both keys: a "pil" entry alone warns wherever torchvision is installed.
+                backends = dict.fromkeys(("pil", "torchvision"), registered)
+                auto_class.register(config_class, image_processor_classes=backends, exist_ok=True)
+            else:
+                auto_class.register(config_class, registered, exist_ok=True)
+    register_checkpoints(Path(__file__).parent / "checkpoints")
     register_pipeline()
 
 
 def _check_torchvision() -> None:
-    """Of a torchvision that cannot be imported, transformers says neither its name nor the reason."""
+    """Name a torchvision that cannot be imported, and the reason: transformers' own error has neither."""
     try:
         import torchvision  # noqa: F401
     except ImportError:
-        # Not there at all: only the image processor needs it, and says so.
+        # It is not installed. Only the image processor needs it, and says so.
         pass
     except RuntimeError as error:
         raise ImportError(

@@ -1,7 +1,8 @@
-"""Sharing on the Hugging Face Hub: a folder that works without this package, and its upload in one commit.
+"""Sharing a checkpoint on the Hugging Face Hub: a complete repository, uploaded in one commit.
 
-`model.push_to_hub` and `processor.push_to_hub` upload their own files and the code (models/remote_code.py); `push`
-uploads the whole: weights, configuration, processor, model card, code, records and a sample picture.
+`model.push_to_hub` and `processor.push_to_hub` upload what `save_pretrained` writes: their own files and the code that
+runs them without this package (models/remote_code.py). `push` uploads everything: weights, configuration, processor,
+model card, code, records and a sample picture.
 """
 
 import json
@@ -24,7 +25,6 @@ from .inference.predict import predict
 from .inference.prediction import Prediction
 from .inference.video import predict_video
 from .model_card import RECORDS, SAMPLE, SAMPLE_LICENCE, is_written_by_hand, machine_name, write_model_card
-from .models.modeling_auto import sees_clips
 from .models.remote_code import add_code
 from .visualize import draw_segmentation
 
@@ -32,22 +32,24 @@ PHOTO = Path(__file__).parent / "sample" / "street.jpg"
 PHOTO_LICENCE = PHOTO.parent / "LICENSE.davis.txt"
 COMMIT_MESSAGE = "Upload MaskFormer"
 CARD = "README.md"
+# Frames of the clip that a model of videos is timed on.
 CLIP_FRAMES = 16
+RUNS = 7
 
 
 def push(checkpoint: str | Path, repo_id: str, *, private: bool | None = None, message: str | None = None) -> str:
-    """Uploads a checkpoint in one commit, to a repository that is made if there is none. Returns its address.
+    """Upload a checkpoint in one commit, and create the repository if it does not exist. Returns its address.
 
     Args:
         checkpoint: A bundled name, a folder or a Hub name.
-        repo_id: `USER/NAME`, or `NAME` for one's own.
-        private: Whether a new repository is private; as its owner's settings say if None.
-        message: Of the commit.
+        repo_id: `USER/NAME`, or `NAME` for a repository of your own.
+        private: Whether a new repository is private. If None, the settings of its owner decide.
+        message: The commit message.
 
     Raises:
-        ValueError: No such checkpoint, or an impossible `repo_id`.
-        PermissionError: No token, or one that may not write there.
-        ConnectionError: The Hub cannot be reached or cannot do it, or the upload broke off.
+        ValueError: There is no such checkpoint, or `repo_id` is not a valid name.
+        PermissionError: There is no token, or it may not write to the repository.
+        ConnectionError: The Hub cannot be reached, refuses the request, or the upload broke off.
     """
     validate_repo_id(repo_id)
     if get_token() is None:
@@ -63,10 +65,10 @@ def push(checkpoint: str | Path, repo_id: str, *, private: bool | None = None, m
 
 
 def prepare_repository(checkpoint: str | Path, folder: str | Path, repo_id: str) -> None:
-    """Writes into `folder` all that `push` uploads.
+    """Write everything that `push` uploads into `folder`.
 
     Weights keep the type they are stored in, unless they have to be translated from transformers' layout. A model card
-    that was written by hand and a sample.png in the folder of the checkpoint are taken as they are.
+    that was written by hand and a sample.png in the folder of the checkpoint are copied unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def prepare_repository(checkpoint: str | Path, folder: str | Path, repo_id: str)
             shutil.copyfile(file, folder / file.name)
     else:
         model.save_pretrained(folder)
-    # transformers' pipeline asks the processor only, ours the configuration.
+    # transformers' pipeline asks only the processor, ours the configuration.
     if processor.label_ids_to_fuse is None:
         processor.label_ids_to_fuse = model.config.label_ids_to_fuse
     processor.save_pretrained(folder)
@@ -99,18 +101,18 @@ def prepare_repository(checkpoint: str | Path, folder: str | Path, repo_id: str)
 
 
 def measure_speed(folder: str | Path, photo: str | Path = PHOTO, device: str | None = None) -> dict[str, Any]:
-    """Times a checkpoint's folder on a photo, the median of 7 runs, and writes speed.json into it.
+    """Time the checkpoint in a folder on a photo, and write speed.json into the folder.
 
-    Of a model of videos a frame's share of the time for a clip of 16.
+    The time is the median of 7 runs. For a model of videos, it is that of a clip of 16 frames divided by 16.
     """
     model, processor = load(folder, device)
     image = read_image(photo)
-    images = [image] * (CLIP_FRAMES if sees_clips(model.config) else 1)
+    images = [image] * (CLIP_FRAMES if model.config.kind == "clip" else 1)
     _segment(model, processor, images)
     times = []
-    for _ in range(7):
+    for _ in range(RUNS):
         start = time.perf_counter()
-        # Its results are on the CPU, so it has waited for the device.
+        # The results are on the CPU, so this waits for the device.
         _segment(model, processor, images)
         times.append((time.perf_counter() - start) / len(images))
     height, width = image_size(image)
@@ -127,8 +129,8 @@ def measure_speed(folder: str | Path, photo: str | Path = PHOTO, device: str | N
 
 
 def _segment(model: Any, processor: Any, images: list[Any]) -> Prediction:
-    """What is found in a photo, or in the first frame of a clip."""
-    if sees_clips(model.config):
+    """The segments of a photo, or of the first frame of a clip."""
+    if model.config.kind == "clip":
         return predict_video(model, processor, images).frame(0)
     [prediction] = predict(model, processor, images)
     return prediction
@@ -136,7 +138,7 @@ def _segment(model: Any, processor: Any, images: list[Any]) -> Prediction:
 
 @contextmanager
 def _plain_errors(repo_id: str) -> Iterator[None]:
-    """What `huggingface_hub` and the network below it raise, as one sentence that says what to do."""
+    """Turn what `huggingface_hub` and the network raise into one sentence that says what to do."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -153,9 +155,9 @@ def _plain_errors(repo_id: str) -> Iterator[None]:
         said = error.server_message or str(error).strip().splitlines()[0]
         raise ConnectionError(f"The Hub could not take {repo_id!r} ({status}): {' '.join(said.split())}") from error
     except (HTTPError, RuntimeError, OSError) as error:
-        # A worker thread that loses its connection ends in a RuntimeError around the cause.
+        # A worker thread that loses its connection raises a RuntimeError around the cause.
         cause = error.__cause__ or error
         raise ConnectionError(
-            f"The connection to the Hub broke off at {repo_id!r} ({str(cause) or type(cause).__name__}): run it again, "
+            f"The connection to the Hub broke off at {repo_id!r} ({str(cause) or type(cause).__name__}): run it again; "
             "files that have arrived are not sent twice."
         ) from error

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .models.auto_classes import MODELS
 from .models.modeling_auto import sees_clips
-from .models.remote_code import MODELS
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 WORDS_FILE = "model_card.yaml"

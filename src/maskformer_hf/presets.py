@@ -18,6 +18,7 @@ from .models.configuration_maskformer import MaskFormerHfConfig
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
+from .models.result_options import facts_of
 from .models.transformers_layout import MASK2FORMER_PARTS
 from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
 
@@ -391,5 +392,5 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name in MASK2FORMER_PRESETS:
         # Also where MaskFormer pads to none.
         options["size_divisor"] = 32
-    options["num_labels"], options["label_ids_to_fuse"] = config.num_labels, config.label_ids_to_fuse
+    options |= {"num_labels": config.num_labels, **facts_of(config)}
     return (MaskFormerHfVideoProcessor if name in VIDEO_PRESETS else MaskFormerHfImageProcessor)(**options)

@@ -12,8 +12,8 @@ import maskformer_hf
 from maskformer_hf.cli.export import FormatChoice
 from maskformer_hf.cli.options import TaskChoice
 from maskformer_hf.export import FORMAT_SUFFIXES
-from maskformer_hf.inference.plans import PLANS
-from maskformer_hf.models.configuration_maskformer import TASKS
+from maskformer_hf.inference.plans import plan_names
+from maskformer_hf.models.result_options import TASKS
 
 
 def test_version(run):
@@ -32,7 +32,7 @@ def test_choices_are_those_of_the_package(run):
     assert [*FormatChoice] == [*FORMAT_SUFFIXES]
     described = re.search(r"How the model sees a photo: (.*?)\.", " ".join(run("segment", "--help").stdout.split()))
     assert described
-    assert described[1].split(" or ") == [*PLANS]
+    assert described[1].split(" or ") == [*plan_names()]
 
 
 SCRIPT = str(Path(sys.executable).with_name("maskformer"))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from maskformer_hf.data import InstanceFolder, binary_masks
-from maskformer_hf.data.files import read_photo
+from maskformer_hf.data.files import read_image
 
 IDS = np.array([[0, 7, 7, 0], [3, 0, 60000, 7]], dtype=np.uint16)
 
@@ -72,10 +72,10 @@ def test_errors_name_file_and_remedy(folder):
 def test_photos_of_any_mode_are_rgb(tmp_path):
     grey = np.array([[0, 100], [200, 255]], dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert read_photo(tmp_path / "grey.png").tolist() == [grey.tolist()] * 3
+    assert read_image(tmp_path / "grey.png").tolist() == [grey.tolist()] * 3
     Image.fromarray(np.dstack([grey, grey, grey, grey])).save(tmp_path / "alpha.png")
-    assert read_photo(tmp_path / "alpha.png").tolist() == [grey.tolist()] * 3
+    assert read_image(tmp_path / "alpha.png").tolist() == [grey.tolist()] * 3
     # 16 bits would be clipped to white.
     Image.fromarray(grey.astype(np.uint16) * 100).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"deep.png has pixels of mode I;16"):
-        read_photo(tmp_path / "deep.png")
+        read_image(tmp_path / "deep.png")

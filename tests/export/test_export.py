@@ -22,7 +22,8 @@ from maskformer_hf import (
 from maskformer_hf.cli import app
 from maskformer_hf.export import check
 from maskformer_hf.export.any_size import conv_same, for_any_size
-from maskformer_hf.models.post_processing import image_geometries, semantic_segmentation
+from maskformer_hf.models.image_geometry import image_geometries
+from maskformer_hf.models.semantic import semantic_segmentation
 from maskformer_hf.presets import MASK2FORMER
 
 onnx = pytest.importorskip("onnx")

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from maskformer_hf.conversion.detectron2_names import tensor_names
-from maskformer_hf.inference.prediction import outputs_to_predictions
+from maskformer_hf.models.result_options import ResultOptions
+from maskformer_hf.models.results import results_of
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 POINT_LOSSES = FIXTURES / "golden" / "point_losses"
@@ -118,29 +119,26 @@ def test_panoptic_and_instance_results(case, run):
     for key, records in meta["runs"][run]["panoptic"].items():
         thresholds, image = key.split("panoptic_")[1].rsplit(".", 1)
         threshold, overlap = (float(part) for part in thresholds.split("_"))
-        prediction = outputs_to_predictions(
-            case.model,
-            outputs,
-            sizes,
-            task="panoptic",
+        options = ResultOptions.of(
+            case.model.config,
+            "panoptic",
             threshold=threshold,
             overlap_mask_area_threshold=overlap,
             label_ids_to_fuse=stuff,
-        )[int(image)]
-        found = sorted((segment["id"], segment["label_id"]) for segment in prediction.segments)
+        )
+        result = results_of(outputs, options, sizes)[int(image)]
+        found = sorted((segment["id"], segment["label_id"]) for segment in result.segments)
         assert found == sorted(map(tuple, records))
-        assert (prediction.segmentation.numpy() != expected[key].astype(np.int32)).sum() <= 3
+        assert (result.segmentation.numpy() != expected[key].astype(np.int32)).sum() <= 3
         compared += len(records)
     assert compared > 0
-    instances = outputs_to_predictions(
-        case.model, outputs, sizes, task="instance", threshold=0.0, label_ids_to_fuse=stuff, max_instances=10
-    )
-    for image, prediction in enumerate(instances):
+    options = ResultOptions.of(case.model.config, "instance", threshold=0.0, label_ids_to_fuse=stuff, max_instances=10)
+    for image, result in enumerate(results_of(outputs, options, sizes)):
         name = f"{run}.inst_with_panoptic_on.{image}"
         masks = np.unpackbits(expected[f"{name}.pred_masks"], axis=-1)[..., : sizes[image][1]].astype(bool)
         order = [i for i in np.argsort(-expected[f"{name}.scores"], kind="stable") if masks[i].any()]
-        assert len(prediction.segments) == len(order)
-        for segment, i in zip(prediction.segments, order, strict=True):
+        assert len(result.segments) == len(order)
+        for segment, mask, i in zip(result.segments, result.masks, order, strict=True):
             assert segment["score"] == pytest.approx(expected[f"{name}.scores"][i], abs=1e-4)
             assert segment["label_id"] == expected[f"{name}.pred_classes"][i]
-            assert (prediction.mask(segment).numpy() != masks[i]).sum() <= 3
+            assert (mask.numpy() != masks[i]).sum() <= 3

@@ -5,9 +5,11 @@ Two processes do nearly all of it, one with this package and one that cannot fin
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from maskformer_hf import hub as sharing
-from maskformer_hf.models import remote_code
+from maskformer_hf.models import auto_classes
 from tests.hub.loopback import NAME, ROUTES, LoopbackHub
 from tests.hub.results import unpack_mask
 
@@ -26,15 +28,23 @@ CODE = {path.name for path in (sharing.PHOTO.parent.parent / "models").glob("*.p
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: LoopbackHub, run_script, tiny_checkpoint, photo_paths, tmp_path_factory) -> dict:
-    hub.break_off = r"PUT /lfs/me/broken-upload|POST /api/models/me/broken-commit/commit"
-    return run_script("with_package.py", tmp_path_factory.mktemp("with"), tiny_checkpoint, photo_paths[0])
+def here(tmp_path_factory) -> Path:
+    """Where the process with the package works."""
+    return tmp_path_factory.mktemp("with")
 
 
 @pytest.fixture(scope="module")
-def elsewhere(hub, pushed, run_script, photo_paths, tmp_path_factory) -> dict:
+def pushed(hub: LoopbackHub, run_script, tiny_checkpoint, photo_paths, here) -> dict:
+    hub.break_off = r"PUT /lfs/me/broken-upload|POST /api/models/me/broken-commit/commit"
+    return run_script("with_package.py", here, tiny_checkpoint, photo_paths[0])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(hub, pushed, here, run_script, photo_paths, tmp_path_factory) -> dict:
     hidden = "maskformer_hf,scipy,pycocotools,timm,torchvision._C"
-    return run_script("without_package.py", tmp_path_factory.mktemp("without"), photo_paths[0], hidden)
+    folder = tmp_path_factory.mktemp("without")
+    copy = shutil.copytree(here / "folder", folder / "copy")
+    return run_script("without_package.py", folder, photo_paths[0], hidden, copy)
 
 
 def test_the_command_uploads_all_in_one_commit(hub, pushed, tiny_checkpoint):
@@ -45,7 +55,7 @@ def test_the_command_uploads_all_in_one_commit(hub, pushed, tiny_checkpoint):
     _, commit = hub.repositories["me/tiny"].commits
     assert commit.summary == "A first model"
     code = {name for name in commit.changed if name.endswith(".py")}
-    assert {"modeling_maskformer.py", "image_processing_maskformer.py", "post_processing.py"} <= code <= CODE
+    assert {"modeling_maskformer.py", "image_processing_maskformer.py", "results.py"} <= code <= CODE
     others = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(commit.changed) - code == {*others, "sample.png", "sample.LICENSE.txt"}
     assert Image.open(BytesIO(commit.files["sample.png"])).width > 300
@@ -71,13 +81,19 @@ def test_a_model_of_the_hub_is_pushed_on(hub, pushed):
 def test_push_to_hub_carries_the_code(hub, pushed):
     _, model, processor = hub.repositories["me/parts"].commits
     assert {"config.json", "model.safetensors", "modeling_maskformer.py", "criterion.py"} <= set(model.changed)
-    assert {"preprocessor_config.json", "image_processing_maskformer.py", "post_processing.py"} <= set(
-        processor.changed
-    )
-    assert json.loads(processor.files["config.json"])["auto_map"] == remote_code.MODELS["maskformer_hf"]
-    assert json.loads(processor.files["preprocessor_config.json"])["auto_map"] == remote_code.IMAGE_PROCESSOR
-    saved = hub.repositories["me/parts-of-save"].commits[-1]
-    assert {"config.json", "model.safetensors", "modeling_maskformer.py"} <= set(saved.changed)
+    assert {"preprocessor_config.json", "image_processing_maskformer.py", "results.py"} <= set(processor.changed)
+    assert json.loads(processor.files["config.json"])["auto_map"] == auto_classes.MODELS["maskformer_hf"]
+    assert json.loads(processor.files["preprocessor_config.json"])["auto_map"] == auto_classes.IMAGE_PROCESSOR
+    for name in ("me/parts-of-save", "me/parts-of-second-save"):
+        saved = hub.repositories[name].commits[-1]
+        assert {"config.json", "model.safetensors", "modeling_maskformer.py", "criterion.py"} <= set(saved.changed)
+        assert "auto_map" in json.loads(saved.files["config.json"])
+
+
+def test_the_switch_holds_for_what_is_pushed(hub, pushed):
+    files = hub.repositories["me/without-code"].commits[-1].files
+    assert {name for name in files if name.endswith(".py")} == set()
+    assert "auto_map" not in json.loads(files["config.json"])
 
 
 def test_with_the_package_no_flag_is_needed_and_its_own_classes_load(pushed):
@@ -90,9 +106,16 @@ def test_with_the_package_no_flag_is_needed_and_its_own_classes_load(pushed):
     }
 
 
-def test_what_is_saved_has_no_code_even_if_it_came_from_the_hub(pushed):
-    assert pushed["saved"] == ["config.json", "model.safetensors", "preprocessor_config.json"]
-    assert pushed["auto_map of saved"] == [False, False]
+def test_what_is_saved_has_its_own_code_even_if_it_came_from_the_hub(hub, pushed, here):
+    code = {name for name in pushed["saved"] if name.endswith(".py")}
+    assert {*pushed["saved"]} - code == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert code == {name for name in hub.repositories["me/tiny"].commits[-1].files if name.endswith(".py")}
+    for name, auto_map in (
+        ("config.json", auto_classes.MODELS["maskformer_hf"]),
+        ("preprocessor_config.json", auto_classes.IMAGE_PROCESSOR),
+    ):
+        # Not "me/tiny--...", the repository that it came from.
+        assert json.loads((here / "saved" / name).read_text())["auto_map"] == auto_map
 
 
 def assert_same_segments(found: list, expected: list):
@@ -113,6 +136,20 @@ def test_without_the_package_the_same_is_found(pushed, elsewhere):
     assert not elsewhere["has operators"]
     assert "trust_remote_code=True" in elsewhere["no flag"]
     assert elsewhere["classes"] == ["MaskFormerHfModel", *["MaskFormerHfForUniversalSegmentation"] * 2]
+
+
+@pytest.mark.parametrize("way", ["hf upload", "Trainer", "a copy"])
+def test_a_saved_folder_runs_without_the_package_whatever_its_way(pushed, elsewhere, way):
+    for subtask in ("semantic", "panoptic"):
+        assert_same_segments(elsewhere[f"segments by way of {way}"][subtask], pushed["segments"][subtask])
+
+
+@pytest.mark.parametrize("name", ["saved", "saved_from_local"])
+def test_what_is_saved_without_the_package_has_its_code(pushed, elsewhere, name):
+    assert set(pushed["saved"]) == set(elsewhere[name])
+    for subtask in ("semantic", "panoptic"):
+        assert_same_segments(elsewhere[f"segments of {name}"][subtask], pushed["segments"][subtask])
+    assert elsewhere["saved without code"] == ["config.json", "model.safetensors"]
 
 
 def test_a_snapshot_is_the_whole_repository(hub, elsewhere):
@@ -152,7 +189,7 @@ import maskformer_hf
 def test_a_model_that_came_with_its_code_goes_on_with_it(hub, elsewhere):
     files = hub.repositories["me/changed"].commits[-1].files
     original = hub.repositories["me/tiny"].commits[-1].files
-    assert json.loads(files["config.json"])["auto_map"] == remote_code.MODELS["maskformer_hf"]
+    assert json.loads(files["config.json"])["auto_map"] == auto_classes.MODELS["maskformer_hf"]
     assert {name for name in files if name.endswith(".py")} == {name for name in original if name.endswith(".py")}
     ours, theirs = load(original["model.safetensors"]), load(files["model.safetensors"])
     assert ours.keys() == theirs.keys()

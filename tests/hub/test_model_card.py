@@ -11,7 +11,7 @@ from builders import STAGES, resnet, tiny_transformers_config
 from maskformer_hf import hub
 from maskformer_hf.model_card import MARK, write_model_card
 from maskformer_hf.training.arguments import read_recipe
-from maskformer_hf.training.building import training_record
+from maskformer_hf.training.model_folder import ImageCounts, training_record
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "camvid" / "street.yaml"
 EVALUATION = {
@@ -34,10 +34,9 @@ def folder(tiny_checkpoint, tmp_path) -> Path:
 def trained(folder) -> Path:
     record = training_record(
         read_recipe(RECIPE, ["data.root=/data/camvid", "steps=1400"]),
+        ImageCounts(training=367, validation=101),
         step=700,
         evaluation=EVALUATION,
-        training_images=367,
-        validation_images=101,
         seconds=4000,
         machine="2 threads of a processor",
         command="maskformer train street.yaml --set steps=1400",

@@ -9,9 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+from huggingface_hub import create_repo, upload_folder
 from loopback import TOKEN
 from results import summarize
-from transformers import AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForUniversalSegmentation,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from typer.testing import CliRunner
 
 from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
@@ -57,6 +65,20 @@ processor = MaskFormerImageProcessor.from_pretrained(checkpoint)
 model.push_to_hub("me/parts")
 processor.push_to_hub("me/parts")
 model.save_pretrained("pushed_while_saving", push_to_hub=True, repo_id="me/parts-of-save")
+# The code is there already, and is not among what this save changes.
+model.save_pretrained("pushed_while_saving", push_to_hub=True, repo_id="me/parts-of-second-save")
+
+# Ways that know nothing of the code.
+processor.label_ids_to_fuse = model.config.label_ids_to_fuse
+model.save_pretrained("folder")
+processor.save_pretrained("folder")
+create_repo("me/folder")
+upload_folder(repo_id="me/folder", folder_path="folder")
+arguments = TrainingArguments("trained", hub_model_id="me/trained", report_to="none", use_cpu=True)
+Trainer(model, arguments, processing_class=processor).push_to_hub()
+os.environ["MASKFORMER_HF_SAVE_CODE"] = "0"
+model.push_to_hub("me/without-code")
+del os.environ["MASKFORMER_HF_SAVE_CODE"]
 
 # No flag, and nobody to answer a question: the process has no input.
 model = AutoModelForUniversalSegmentation.from_pretrained("me/tiny")
@@ -77,8 +99,5 @@ results["classes"] = [
 model.save_pretrained("saved")
 processor.save_pretrained("saved")
 results["saved"] = sorted(path.name for path in Path("saved").iterdir())
-results["auto_map of saved"] = [
-    "auto_map" in json.loads(Path("saved", name).read_text()) for name in ("config.json", "preprocessor_config.json")
-]
 results["segments"] = summarize(segmenter, photo)
 Path(result_file).write_text(json.dumps(results))

@@ -1,6 +1,7 @@
 """Load from the Hub where neither this package nor what inference can do without is installed.
 
-without_package.py RESULT PHOTO HIDDEN,...: HIDDEN are top-level modules, and `torchvision._C`, which are not found.
+without_package.py RESULT PHOTO HIDDEN,... [COPY]: HIDDEN are top-level modules, and `torchvision._C`, which are not
+found. COPY is a folder of `save_pretrained`, copied from the machine that has them.
 """
 
 import importlib.machinery
@@ -8,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-result_file, photo, hidden = sys.argv[1], sys.argv[2], set(sys.argv[3].split(","))
+result_file, photo, hidden, copy = sys.argv[1], sys.argv[2], set(sys.argv[3].split(",")), sys.argv[4:]
 
 
 class Hiding:
@@ -81,6 +82,10 @@ results["files"] = sorted(path.name for path in Path(local).iterdir())
 results["segments of a local copy"] = summarize(
     pipeline("image-segmentation", model=local, trust_remote_code=True), photo
 )
+for name, way in {"hf upload": "me/folder", "Trainer": "me/trained", "a copy": copy[0]}.items():
+    segmenter = pipeline("image-segmentation", model=way, trust_remote_code=True)
+    assert type(segmenter.model).__module__.startswith("transformers_modules.")
+    results[f"segments by way of {name}"] = summarize(segmenter, photo)
 # Pushed piece by piece.
 results["segments of parts"] = summarize(
     pipeline("image-segmentation", model="me/parts", trust_remote_code=True), photo
@@ -104,7 +109,20 @@ results["no pycocotools"] = message(
 timm_config = type(model.config)(backbone_config={"model_type": "timm_backbone", "backbone": "resnet18"})
 results["no timm"] = message(type(model), timm_config)
 
-# Whoever changes a model without having the package can share it too.
+# Whoever changes a model without having the package can share it too, in every way.
 model.push_to_hub("me/changed")
 processor.push_to_hub("me/changed")
+model.save_pretrained("saved")
+processor.save_pretrained("saved")
+# This model's classes lie in several folders of transformers' cache, one a file that was loaded.
+local_model = AutoModelForUniversalSegmentation.from_pretrained(copy[0], trust_remote_code=True)
+local_model.save_pretrained("saved_from_local")
+AutoImageProcessor.from_pretrained(copy[0], trust_remote_code=True).save_pretrained("saved_from_local")
+for name in ("saved", "saved_from_local"):
+    results[name] = sorted(path.name for path in Path(name).iterdir())
+    results[f"segments of {name}"] = summarize(
+        pipeline("image-segmentation", model=name, trust_remote_code=True), photo
+    )
+model.save_pretrained("saved_without_code", with_code=False)
+results["saved without code"] = sorted(path.name for path in Path("saved_without_code").iterdir())
 Path(result_file).write_text(json.dumps(results))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import maskformer_hf
 from builders import STAGES, resnet, tiny_transformers_config
 from maskformer_hf import bundled_checkpoints, load, predict
-from maskformer_hf.models.post_processing import image_geometries, semantic_scores
+from maskformer_hf.models.image_geometry import image_geometries
+from maskformer_hf.models.semantic import semantic_scores
 
 TASKS = ["semantic", "instance", "panoptic"]
 

@@ -11,6 +11,7 @@ from maskformer_hf import MaskFormerConfig, MaskFormerImageProcessor, Prediction
 from maskformer_hf.inference.tile_objects import TileObject, join_objects
 from maskformer_hf.inference.tiles import TileMerger
 from maskformer_hf.inference.windows import Window, nearest_parts, scale_windows, tile_windows
+from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForUniversalSegmentationOutput
 
 LABELS = {0: "sky", 1: "grass", 2: "car", 3: "person"}
@@ -32,7 +33,7 @@ class ColorModel(torch.nn.Module):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.calls = []
 
-    def forward(self, pixel_values, pixel_mask):
+    def forward(self, pixel_values, pixel_mask, lazy_masks):
         self.calls.append(tuple(pixel_values.shape))
         batch_size, _, height, width = pixel_values.shape
         masks = torch.full((batch_size, QUERIES, height, width), -30.0)
@@ -46,7 +47,7 @@ class ColorModel(torch.nn.Module):
                     masks[index, query][pixels] = 30
         sizes = torch.tensor([[height, width]] * batch_size)
         return MaskFormerHfForUniversalSegmentationOutput(
-            class_queries_logits=classes, masks_queries_logits=masks, image_sizes=sizes, padded_sizes=sizes
+            class_queries_logits=classes, masks=DenseMasks(masks[None]), image_sizes=sizes, padded_sizes=sizes
         )
 
 

@@ -16,8 +16,9 @@ from maskformer_hf import (
     predict_video,
 )
 from maskformer_hf.inference.tracks import link_objects, tube_overlap
+from maskformer_hf.models.coco_rle import encode_coco_rle
+from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_outputs import MaskFormerHfForVideoSegmentationOutput
-from maskformer_hf.models.post_processing import encode_coco_rle
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LABELS = list(COLORS)
@@ -36,7 +37,9 @@ class ColorModel(nn.Module):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.windows: list[int] = []
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> MaskFormerHfForVideoSegmentationOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor, lazy_masks: bool
+    ) -> MaskFormerHfForVideoSegmentationOutput:
         self.windows.append(pixel_values.shape[1])
         order = torch.arange(3).roll(len(self.windows))
         masks = torch.where(pixel_values[0, :, order] > 0.5, 8.0, -8.0).transpose(0, 1)  # (Q, T, H, W)
@@ -47,7 +50,7 @@ class ColorModel(nn.Module):
         size = torch.tensor([pixel_values.shape[-2:]])
         return MaskFormerHfForVideoSegmentationOutput(
             class_queries_logits=classes[None],
-            masks_queries_logits=masks[None],
+            masks=DenseMasks(masks[None, None]),
             image_sizes=torch.tensor([[int(pixel_mask[0, 0].any(1).sum()), int(pixel_mask[0, 0].any(0).sum())]]),
             padded_sizes=size,
         )

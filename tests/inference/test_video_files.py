@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskformer_hf import VideoPrediction
 from maskformer_hf.inference.video_files import VideoFile, write_video
-from maskformer_hf.models.post_processing import encode_coco_rle
+from maskformer_hf.models.coco_rle import encode_coco_rle
 from maskformer_hf.visualize import draw_tracks
 
 av = pytest.importorskip("av")

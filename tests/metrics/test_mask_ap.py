@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer_hf.metrics import MaskAP
-from maskformer_hf.metrics.mask_ap import as_rles, rles_of_crops, rles_of_map
+from maskformer_hf.metrics.run_lengths import as_rles, rles_of_crops, rles_of_map
 
 COCO4 = Path(__file__).parents[1] / "fixtures" / "coco4"
 

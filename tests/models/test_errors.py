@@ -121,10 +121,10 @@ def test_the_truncated_one_of_several_files_is_named(tiny_model, tmp_path):
     ("content", "error", "message"),
     [
         ('{"model_type": "maskformer_hf",', OSError, "broken/config.json' is not a valid JSON file"),
-        ("[1, 2]", ValueError, "broken/config.json is no configuration of a model: it names no `model_type`"),
-        ("17", ValueError, "broken/config.json is no configuration of a model"),
-        ("null", ValueError, "broken/config.json is no configuration of a model"),
-        ('{"size": {"shortest_edge": 800}}', ValueError, "broken/config.json is no configuration of a model"),
+        ("[1, 2]", ValueError, "broken/config.json is not the configuration of a model: it has no `model_type`"),
+        ("17", ValueError, "broken/config.json is not the configuration of a model"),
+        ("null", ValueError, "broken/config.json is not the configuration of a model"),
+        ('{"size": {"shortest_edge": 800}}', ValueError, "broken/config.json is not the configuration of a model"),
         ('{"model_type": "maskformer_hf", "num_queries": -1}', ValueError, "`num_queries` must be at least 1, got -1"),
     ],
 )

@@ -15,8 +15,9 @@ from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImagePro
 from maskformer_hf import PerPixelBaseline as Model
 from maskformer_hf import PerPixelBaselineConfig as Config
 from maskformer_hf.data import Collator
+from maskformer_hf.models.image_geometry import ImageGeometry
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.models.post_processing import ImageGeometry, per_pixel_scores, per_pixel_segmentation
+from maskformer_hf.models.semantic import per_pixel_scores, per_pixel_segmentation
 from maskformer_hf.training.optimization import parameter_groups
 from tests.models.contract import NUM_LABELS, NUM_LAYERS, AnyModelContract
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoProcessor
 from maskformer_hf.models.resize import resize_nearest
 
 
@@ -29,3 +30,27 @@ def test_every_length_takes_the_pixels_that_torch_takes():
 def test_the_same_size_is_no_copy():
     masks = torch.zeros(2, 6, 9, dtype=torch.bool)
     assert resize_nearest(masks, (6, 9)) is masks
+
+
+@pytest.mark.parametrize(("size", "new_size"), [((60, 90), (40, 60)), ((60, 90), (87, 131)), ((61, 37), (100, 61))])
+def test_a_box_stays_where_it_is(size, new_size):
+    """To the pixel, on the paths of targets: through the processor, and as the matcher compares masks."""
+    top, left, bottom, right = 11, 7, 48, 30
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask[:, top:bottom, left:right] = True
+    # By the definition: pixel i of the new side takes pixel floor(i * length / new_length).
+    rows = torch.tensor([top <= i * size[0] // new_size[0] < bottom for i in range(new_size[0])])
+    columns = torch.tensor([left <= i * size[1] // new_size[1] < right for i in range(new_size[1])])
+    expected = rows[:, None] & columns
+    assert torch.equal(resize_nearest(mask, new_size)[0], expected)
+
+    processor = MaskFormerImageProcessor(size={"height": new_size[0], "width": new_size[1]}, size_divisor=0)
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    by_mask = processor(image, mask_labels=mask, class_labels=torch.tensor([1]))
+    assert torch.equal(by_mask.mask_labels[0][0], expected)
+    by_map = processor(image, mask[0].long())
+    assert torch.equal(by_map.mask_labels[0][1], expected)
+
+    clips = MaskFormerVideoProcessor(size={"height": new_size[0], "width": new_size[1]}, size_divisor=0)
+    tube = clips(image[None, None], mask[:, None], torch.tensor([1]))
+    assert torch.equal(tube.mask_labels[0][0, 0], expected)

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoConfig
 from maskformer_hf import MaskFormerVideoProcessor as Processor
-from maskformer_hf.models.remote_code import VIDEO_PROCESSOR, add_code
+from maskformer_hf.models.auto_classes import VIDEO_PROCESSOR
 from maskformer_hf.models.video_processing_maskformer import frames_of
 
 SMALL = {"size": {"shortest_edge": 24, "longest_edge": 64}, "size_divisor": 32}
@@ -97,7 +97,6 @@ def test_saved_and_found_again(tmp_path):
         again = auto_class.from_pretrained(tmp_path)
         assert type(again) is Processor
         assert (again.num_labels, again.size["shortest_edge"]) == (5, 24)
-    add_code(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"] == VIDEO_PROCESSOR
     for name in ("modeling_video.py", "configuration_video.py", "video_processing_maskformer.py", "criterion.py"):
         assert (tmp_path / name).is_file()

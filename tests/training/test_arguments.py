@@ -21,6 +21,8 @@ def test_overrides_are_typed(recipe):
     assert read.steps == 7
     assert read.model.config == {"num_queries": 9}
     assert read.data.validation is None
+    multipliers = read_recipe(recipe, ["optimization.multipliers={backbone: 1e-1}"]).optimization.multipliers
+    assert multipliers == {"backbone": 0.1}
     assert read_recipe(recipe, ["mixed_precision=no"]).mixed_precision == "no"  # which YAML reads as False
 
 
@@ -47,6 +49,8 @@ def test_overrides_are_typed(recipe):
         ("data.task=object", "choose one of"),
         ("optimization=3", "expected keys and values"),
         ("optimization.ema_decay=1.0", r"in \[0, 1\)"),
+        ("optimization.multipliers={backbone: -1}", r"multipliers has -1.0 for 'backbone'; it must not be negative"),
+        ("optimization.multipliers={backbone: slow}", "multipliers.backbone is 'slow'; expected float"),
     ],
 )
 def test_errors_name_key_and_remedy(recipe, override, message):

@@ -80,6 +80,6 @@ def test_a_save_that_fails_in_the_middle(recipe, tmp_path, error, capsys):
 
 def test_other_failures_to_write_keep_their_own_words(recipe, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskformer_hf.training.loop._save_checkpoint", lambda *_: (tmp_path / "no" / "file").touch())
+        patch.setattr("maskformer_hf.training.loop.save_checkpoint", lambda *_: (tmp_path / "no" / "file").touch())
         with pytest.raises(FileNotFoundError):
             train(recipe)

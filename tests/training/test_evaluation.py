@@ -18,7 +18,7 @@ from maskformer_hf import predict
 from maskformer_hf.data import VOID, planes_from_masks
 from maskformer_hf.training import evaluate, evaluate_checkpoint, format_table
 from maskformer_hf.training.comparison import draw_worst
-from maskformer_hf.training.evaluation import write_json
+from maskformer_hf.training.json_files import write_json
 
 
 class Found:

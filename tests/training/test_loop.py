@@ -55,7 +55,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(recipe, shapes, tmp_path):
 
 def test_resumed_run_repeats_an_uninterrupted_one(recipe, tmp_path):
     train(recipe, output_dir=tmp_path / "whole")
-    saved = loop._save_checkpoint
+    saved = loop.save_checkpoint
 
     class KilledError(Exception):
         pass
@@ -66,7 +66,7 @@ def test_resumed_run_repeats_an_uninterrupted_one(recipe, tmp_path):
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_save_checkpoint", save_and_die)
+        patch.setattr(loop, "save_checkpoint", save_and_die)
         for _ in range(2):
             with pytest.raises(KilledError):
                 train(recipe, resume=True, output_dir=tmp_path / "parts")
@@ -101,6 +101,19 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(recipe, tmp_path)
             train(recipe)
     train(recipe, resume=True)
     assert losses(tmp_path / "run").keys() == set(range(1, 7))
+
+
+def test_the_model_knows_how_far_training_is(recipe):
+    step, told = loop.training_step, []
+
+    def watch(accelerator, model, *arguments):
+        told.append(accelerator.unwrap_model(model).training_progress)
+        return step(accelerator, model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", watch)
+        train(recipe, ["steps=4", "data.validation=null"])
+    assert told == [0, 0.25, 0.5, 0.75]
 
 
 def test_accumulation_equals_one_larger_batch(recipe, tmp_path):

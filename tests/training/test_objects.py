@@ -11,7 +11,9 @@ from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImagePr
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import loop, train_model
 from maskformer_hf.training.arguments import read_recipe
-from maskformer_hf.training.building import build_model, build_processor, label_fields, training_record
+from maskformer_hf.training.model_folder import ImageCounts, training_record
+from maskformer_hf.training.recipe_data import label_fields
+from maskformer_hf.training.recipe_model import build_model, build_processor
 
 
 class Boxes:
@@ -121,5 +123,5 @@ def test_void_masks_reach_the_model_where_wanted(recipe, monkeypatch, void_masks
 
 def test_several_splits_are_named_in_the_record(recipe):
     settings = read_recipe(recipe, ["data.train=[panoptic, more]", "data.validation=val"])
-    record = training_record(settings, step=1, evaluation=None, training_images=3)
+    record = training_record(settings, ImageCounts(3), step=1, evaluation=None)
     assert (record["data"]["training"], record["data"]["validation"]) == ("panoptic + more", "val")

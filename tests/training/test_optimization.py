@@ -11,7 +11,7 @@ def test_groups_follow_the_paper(tiny_checkpoint):
     model = MaskFormerHfForUniversalSegmentation.from_pretrained(tiny_checkpoint)
     groups = {
         group["name"]: group
-        for group in parameter_groups(model, learning_rate=1.0, weight_decay=0.5, backbone_multiplier=0.1)
+        for group in parameter_groups(model, learning_rate=1.0, weight_decay=0.5, multipliers={"backbone": 0.1})
     }
     listed = [name for group in groups.values() for name in group["parameter_names"]]
     assert sorted(listed) == sorted(name for name, value in model.named_parameters() if value.requires_grad)
@@ -35,11 +35,56 @@ def test_tables_do_not_decay_and_shared_weights_are_listed_once():
     model.linear = nn.Linear(2, 2)
     model.tied = nn.Linear(2, 2)
     model.tied.weight = model.linear.weight
-    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.5, backbone_multiplier=0.1)
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.5, multipliers={"backbone": 0.1})
     by_name = {name: group for group in groups for name in group["parameter_names"]}
     assert by_name["backbone.relative_position_bias_table"]["weight_decay"] == 0
     assert by_name["backbone.norm.weight"]["weight_decay"] == 0
     assert sum(len(group["params"]) for group in groups) == 6
+
+
+def rates(model, multipliers):
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.5, multipliers=multipliers)
+    return {name: group["lr"] for group in groups for name in group["parameter_names"]}
+
+
+def layered_model():
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(12))
+    model.pixel_decoder = nn.Module()
+    model.pixel_decoder.sampling_offsets = nn.Linear(2, 2)
+    model.pixel_decoder.projection = nn.Linear(2, 2)
+    return model
+
+
+def test_multipliers_go_by_whole_parts_of_names_and_the_longest_pattern_counts():
+    multipliers = {"backbone.layers.1": 0.01, "backbone": 0.1, "sampling_offsets": 0.2, "pixel_*.projection": 0.5}
+    found = rates(layered_model(), multipliers)
+    assert found["backbone.layers.1.weight"] == 0.01
+    assert found["backbone.layers.0.weight"] == found["backbone.layers.11.bias"] == 0.1
+    assert found["pixel_decoder.sampling_offsets.bias"] == 0.2
+    assert found["pixel_decoder.projection.weight"] == 0.5
+    assert found == rates(layered_model(), dict(reversed(multipliers.items())))
+    assert set(rates(layered_model(), {"backbone": 0.0}).values()) == {0.0, 1.0}
+
+
+def test_a_pattern_that_matches_nothing_is_named():
+    with pytest.raises(ValueError, match=r"multipliers has 'sampling_offset', .*did you mean 'sampling_offsets'"):
+        rates(layered_model(), {"sampling_offset": 0.1})
+    with pytest.raises(ValueError, match=r"'xyz', which matches no parameter .*'backbone\.layers\.0\.weight'"):
+        rates(layered_model(), {"xyz": 0.1})
+    # The recipe's default, of a model without such a part.
+    assert set(rates(nn.Linear(2, 2), {"backbone": 0.1}).values()) == {1.0}
+
+
+def test_old_and_new_multiplier_of_the_backbone_are_one():
+    def initial_rates(**fields):
+        optimizer = build_optimizer(layered_model(), OptimizationArguments(learning_rate=1.0, **fields))
+        return sorted({group["initial_lr"] for group in optimizer.param_groups})
+
+    assert initial_rates() == initial_rates(backbone_multiplier=0.1) == [0.1, 1.0]
+    assert initial_rates(multipliers={"backbone": 0.3}) == initial_rates(backbone_multiplier=0.3) == [0.3, 1.0]
+    assert initial_rates(multipliers={"sampling_offsets": 0.2}) == [0.1, 0.2, 1.0]
 
 
 @pytest.mark.parametrize("kind", ["poly", "cosine", "step"])

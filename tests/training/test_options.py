@@ -9,7 +9,7 @@ from builders import resnet, swin, timm_backbone
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import train
-from maskformer_hf.training.building import enable_gradient_checkpointing
+from maskformer_hf.training.model_setup import enable_gradient_checkpointing
 
 BACKBONES = {
     "resnet": resnet(32, 32, 64, 64, embedding_size=16, depths=(2, 2, 2, 2), layer_type="bottleneck"),

@@ -11,7 +11,7 @@ from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImagePr
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training import evaluate_checkpoint, train
 from maskformer_hf.training.arguments import ModelArguments
-from maskformer_hf.training.building import build_model
+from maskformer_hf.training.recipe_model import build_model
 
 
 @pytest.mark.parametrize("transformer_decoder", [None, "detr"])

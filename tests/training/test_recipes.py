@@ -16,7 +16,7 @@ from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSeg
 from maskformer_hf.presets import PRESETS
 from maskformer_hf.training import train
 from maskformer_hf.training.arguments import read_recipe
-from maskformer_hf.training.building import build_model, build_processor
+from maskformer_hf.training.recipe_model import build_model, build_processor
 
 ROOT = Path(__file__).parents[2] / "recipes"
 # As in the original's configuration files: crop, batch, steps, shortest and longest short edge, long edge.
@@ -38,7 +38,8 @@ RECIPES = {
 @pytest.fixture
 def no_weights(monkeypatch):
     monkeypatch.setattr(backbone, "load_pretrained_backbone", lambda *_: 0)
-    monkeypatch.setattr("maskformer_hf.conversion.detectron2_backbone.load_detectron2_backbone", lambda *_: 0)
+    for name in ("load_pretrained_backbone", "load_detectron2_backbone"):
+        monkeypatch.setattr(f"maskformer_hf.training.recipe_model.{name}", lambda *_: 0)
 
 
 def test_there_is_one_for_every_model_of_the_paper():

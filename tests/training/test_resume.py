@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from maskformer_hf.training import TrainingDivergedError, loop, train
 from maskformer_hf.training.checkpointing import numbered_folders
-from maskformer_hf.training.stops import check_finite
+from maskformer_hf.training.failures import check_finite
 
 KILLED_IN_A_SAVE = """
 import os, signal, sys

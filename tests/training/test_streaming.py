@@ -10,7 +10,7 @@ from layouts import LAYOUTS
 from maskformer_hf.data import is_streamed
 from maskformer_hf.training import evaluate_checkpoint, train
 from maskformer_hf.training.arguments import read_recipe
-from maskformer_hf.training.building import open_data
+from maskformer_hf.training.recipe_data import open_data
 
 
 @pytest.fixture

@@ -10,8 +10,16 @@ from pycocotools import mask as coco_mask
 
 from maskformer_hf import Prediction, VideoPrediction
 from maskformer_hf.data import open_dataset, videos_in
-from maskformer_hf.training import comparison, evaluate_checkpoint, evaluation, video_evaluation
-from maskformer_hf.training.evaluation import format_table
+from maskformer_hf.training import (
+    checkpoint_evaluation,
+    comparison,
+    evaluate_checkpoint,
+    frame_tracks,
+    kinds,
+    video_evaluation,
+)
+from maskformer_hf.training.evaluation_options import EvaluationOptions
+from maskformer_hf.training.evaluation_table import format_table
 
 NUM_FRAMES, SIZE = 4, (24, 40)
 
@@ -19,6 +27,7 @@ NUM_FRAMES, SIZE = 4, (24, 40)
 class Config:
     def __init__(self, model_type: str) -> None:
         self.model_type, self.task, self.label_ids_to_fuse = model_type, "instance", []
+        self.kind = "clip" if "video" in model_type else "image"
         # Not in the order of the data.
         self.id2label = {0: "green", 1: "red"}
 
@@ -112,12 +121,11 @@ def predict_clip(model, processor, paths, **options) -> VideoPrediction:
 
 @pytest.mark.parametrize("model_type", ["maskformer_hf_video", "maskformer_hf"])
 def test_what_finds_everything_is_perfect(clips, monkeypatch, tmp_path, model_type):
-    monkeypatch.setattr(video_evaluation, "predict", predict_frame)
-    monkeypatch.setattr(video_evaluation, "predict_video", predict_clip)
-    monkeypatch.setattr(comparison, "predict", predict_tensor)
-    monkeypatch.setattr(comparison, "predict_video", predict_clip)
-    monkeypatch.setattr(evaluation, "load", lambda *arguments: (Model(model_type), None))
-    monkeypatch.setattr(evaluation, "checkpoint_path", str)
+    monkeypatch.setattr(frame_tracks, "predict", predict_frame)
+    monkeypatch.setattr(kinds, "predict_video", predict_clip)
+    monkeypatch.setattr(kinds, "predict", predict_tensor)
+    monkeypatch.setattr(checkpoint_evaluation, "load", lambda *arguments: (Model(model_type), None))
+    monkeypatch.setattr(checkpoint_evaluation, "checkpoint_path", str)
     result = evaluate_checkpoint("model", clips, json_path=tmp_path / "scores.json")
     assert (result["score"], result["ap50"], result["j"], result["flicker"]) == (1, 1, 1, 0)
     assert (result["videos"], result["frames"], result["objects"]) == (2, 2 * NUM_FRAMES, 4)
@@ -143,7 +151,7 @@ def test_what_finds_everything_is_perfect(clips, monkeypatch, tmp_path, model_ty
 
 def test_videos_are_shared_out(clips, monkeypatch):
     """Each of two processes measures one of the two videos."""
-    monkeypatch.setattr(video_evaluation, "predict_video", predict_clip)
+    monkeypatch.setattr(kinds, "predict_video", predict_clip)
     gathered = []
 
     def gather(rows):
@@ -155,12 +163,8 @@ def test_videos_are_shared_out(clips, monkeypatch):
         monkeypatch.setattr(measure, "reduce", lambda self: gathered.append(type(self).__name__))
     videos = videos_in(open_dataset(clips, "."))
     model = Model("maskformer_hf_video")
-    results = [
-        video_evaluation.evaluate_videos(
-            model, None, videos, [1, 0], per_video=True, processes=(rank, 2), progress=False
-        )
-        for rank in range(2)
-    ]
+    options = [EvaluationOptions(per_image=True, processes=(rank, 2), progress=False) for rank in range(2)]
+    results = [video_evaluation.evaluate_videos(model, None, videos, [1, 0], item) for item in options]
     assert [[row["index"] for row in result["per_image"]] for result in results] == [[2], [6]]
     assert [result["objects"] for result in results] == [2, 2]
     assert gathered == ["VideoAP", "RegionSimilarity", 1] * 2
@@ -172,9 +176,10 @@ def test_masks_that_jump_flicker(clips, monkeypatch):
     def jumping(model, processor, path, **options):
         return predict_frame(model, processor, path, shift=int(path[-5]) % 2)
 
-    monkeypatch.setattr(video_evaluation, "predict", jumping)
+    monkeypatch.setattr(frame_tracks, "predict", jumping)
     videos = videos_in(open_dataset(clips, "."))
-    result = video_evaluation.evaluate_videos(Model("maskformer_hf"), None, videos, [1, 0], progress=False)
+    options = EvaluationOptions(progress=False)
+    result = video_evaluation.evaluate_videos(Model("maskformer_hf"), None, videos, [1, 0], options)
     # The one that leaves is rightly found nowhere in the last two frames.
     assert result["j"] == pytest.approx((3 * (1 + 7 / 9) / 2 + (3 + 7 / 9) / 4) / 4)
     assert result["flicker"] == pytest.approx((3 * (2 / 3 * (7 / 9 - 6 / 10)) + (7 / 9 - 6 / 10)) / 4)
@@ -189,9 +194,9 @@ def test_an_object_is_followed_from_frame_to_frame(clips, monkeypatch):
             prediction.segments = prediction.segments[:1]
         return [prediction]
 
-    monkeypatch.setattr(video_evaluation, "predict", blinking)
+    monkeypatch.setattr(frame_tracks, "predict", blinking)
     paths = videos_in(open_dataset(clips, ".")).frame_paths[0]
-    tracks = video_evaluation.track_frame_by_frame(Model("maskformer_hf"), None, paths)
+    tracks = frame_tracks.track_frame_by_frame(Model("maskformer_hf"), None, paths)
     seen = [[mask is not None for mask in track["segmentations"]] for track in tracks]
     assert seen == [[True] * 4, [True, False, False, False], [False, False, True, True]]
     assert [track["label_id"] for track in tracks] == [0, 1, 1]

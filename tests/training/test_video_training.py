@@ -14,7 +14,6 @@ from maskformer_hf import load, predict_video
 from maskformer_hf.cli import app
 from maskformer_hf.data import open_dataset, videos_in
 from maskformer_hf.models.image_processing_maskformer import MaskFormerHfImageProcessor
-from maskformer_hf.models.modeling_auto import sees_clips
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.models.modeling_video import MaskFormerHfForVideoSegmentation
 from maskformer_hf.models.video_processing_maskformer import MaskFormerHfVideoProcessor
@@ -220,7 +219,7 @@ def test_the_recipes_of_davis(name, clips, tmp_path):
     path = RECIPES / "davis" / f"{name}.yaml"
     folder = train(path, [f"{key}={value}" for key, value in small.items()], output_dir=tmp_path / "run")
     model, _ = load(folder)
-    assert sees_clips(model.config) == (name == "video")
+    assert (model.config.kind == "clip") == (name == "video")
     assert model.config.id2label == {0: "object"}
 
 

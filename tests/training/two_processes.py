@@ -40,7 +40,7 @@ def shard_on_cpu():
 
 
 def run(job: dict, rank: int, folder: Path):
-    random_points, save = (mask_losses.uncertain_points, assigners.uniform_points), loop._save_checkpoint
+    random_points, save = (mask_losses.uncertain_points, assigners.uniform_points), loop.save_checkpoint
 
     def save_and_stop(*arguments):
         save(*arguments)
@@ -53,14 +53,14 @@ def run(job: dict, rank: int, folder: Path):
         if job["sharded"]:
             shard_on_cpu()
         if job["stops"]:
-            loop._save_checkpoint = save_and_stop
+            loop.save_checkpoint = save_and_stop
         sys.argv = ["maskformer", *job["arguments"]]
         main()
     except SystemExit as end:
         problem = f"exit status {end.code}" if end.code else ""
     except BaseException:
         problem = traceback.format_exc()
-    (mask_losses.uncertain_points, assigners.uniform_points), loop._save_checkpoint = random_points, save
+    (mask_losses.uncertain_points, assigners.uniform_points), loop.save_checkpoint = random_points, save
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     (folder / f"{job['name']}.{rank}.txt").write_text(problem)

@@ -1,9 +1,8 @@
 """`maskformer evaluate`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -88,8 +87,8 @@ def evaluate(options: EvaluateOptions) -> None:
         if not options.worst:
             raise ValueError("--picture is for the worst images: say how many with --worst")
     quiet_transformers()
-    from ..training import evaluate_checkpoint
-    from ..training.evaluation import format_table
+    from ..training import evaluate_checkpoint, format_table
+    from ..training.json_files import to_json
 
     picture = options.picture or DEFAULT_PICTURE
     result = evaluate_checkpoint(
@@ -109,12 +108,6 @@ def evaluate(options: EvaluateOptions) -> None:
         worst=options.worst,
         picture=picture,
     )
-    typer.echo(_to_json(result) if options.as_json else format_table(result))
+    typer.echo(to_json(result) if options.as_json else format_table(result))
     if options.worst and not options.as_json:
         typer.echo(f"Saved {picture}")
-
-
-def _to_json(result: dict[str, Any]) -> str:
-    from ..training.evaluation import _nan_to_none
-
-    return json.dumps(_nan_to_none(result), indent=2)

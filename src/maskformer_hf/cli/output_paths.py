@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-# Suffixes of the files that are taken from a folder. A file that is named is opened whatever its suffix.
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from ..models.image_files import IMAGE_SUFFIXES, is_image_file
+
 DEFAULT_PICTURE = Path("result.png")
 DEFAULT_FOLDER = Path("predictions")
 
@@ -27,7 +27,7 @@ def find_photos(paths: Sequence[Path], output: Path | None) -> tuple[list[Path],
         found = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and written not in file.resolve().parents
+            if is_image_file(file) and file.is_file() and written not in file.resolve().parents
         )
         if not found:
             raise ValueError(f"the folder {str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
@@ -46,7 +46,7 @@ def picture_paths(photos: list[Path], output: Path | None, several: bool) -> lis
     """
     target = output or (DEFAULT_FOLDER if several else DEFAULT_PICTURE)
     if several or target.is_dir() or not target.suffix:
-        if target.is_file() or target.suffix.lower() in IMAGE_SUFFIXES:
+        if target.is_file() or is_image_file(target):
             raise ValueError(f"--output {str(target)!r} is a file; the pictures of several photos need a folder")
         pictures = [target / f"{stem}.png" for stem in _distinct_stems(photos)]
     else:

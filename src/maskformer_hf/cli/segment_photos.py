@@ -27,10 +27,10 @@ def segment_photos(options: "SegmentOptions") -> None:
     from tqdm import tqdm
 
     from ..inference.load import load
-    from ..inference.plans import PLANS
+    from ..inference.plans import plan_names
 
-    if options.plan is not None and options.plan not in PLANS:
-        raise ValueError(f"--plan must be one of {list(PLANS)}, got {options.plan!r}")
+    if options.plan is not None and options.plan not in plan_names():
+        raise ValueError(f"--plan must be one of {list(plan_names())}, got {options.plan!r}")
     model, processor = load(options.checkpoint, options.device, options.dtype)
     records = []
     pairs = zip(photos, pictures, strict=True)
@@ -92,7 +92,7 @@ def _segment_photo(
 
 def _record(photo: Path, picture: Path | None, prediction: "Prediction") -> dict[str, Any]:
     """The entry of one photo in the JSON."""
-    from ..models.post_processing import encode_coco_rle
+    from ..models.coco_rle import encode_coco_rle
 
     segments = [
         {**segment, "mask": encode_coco_rle(prediction.mask(segment)[None])[0]} for segment in prediction.segments

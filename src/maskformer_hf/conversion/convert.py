@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, processor_class_of
+from ..models.result_options import facts_of
 from ..presets import PRESETS, image_processor_for
 from .architecture import infer_config
 from .detectron2 import IGNORED, convert_state_dict
@@ -79,7 +78,7 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
         config, processor, remarks = _with_matching_preset(infer_config(state))
     model = MODEL_CLASSES[config.model_type](config)
     model.load_state_dict(convert_state_dict(state, config))
-    if config.model_type == MaskFormerHfPerPixelConfig.model_type:
+    if config.is_per_pixel:
         # Here the original asks the backbone what to pad to: 32 for a Swin of any size, nothing for a ResNet.
         backbone: Any = config.backbone_config
         processor.size_divisor = 32 if backbone.model_type == "swin" else 0
@@ -105,7 +104,7 @@ def _with_config_file(state: Mapping[str, torch.Tensor], path: Path) -> _Found:
 
 def _check(state: Mapping[str, torch.Tensor], given: MaskFormerHfConfig, source: str):
     """Refuses a configuration that contradicts the weights."""
-    found = differences(infer_config(state, isinstance(given, MaskFormerHfVideoConfig)), given)
+    found = differences(infer_config(state, is_video=given.kind == "clip"), given)
     if found:
         raise ValueError(f"{source} does not fit the checkpoint: {'; '.join(found)}.")
 
@@ -120,7 +119,7 @@ def _with_matching_preset(inferred: MaskFormerHfConfig) -> _Found:
             _take_classes(config, preset)
             for name in _DATA_SET_FIELDS:
                 setattr(config, name, getattr(PRESETS[preset](), name))
-    if isinstance(inferred, MaskFormerHfVideoConfig):
+    if inferred.kind == "clip":
         remarks.append(
             f"Taken for a model of videos, because of YouTube-VIS's {config.num_labels} classes: no tensor tells. If "
             "it is one of images, give its dumped config.yaml by --config."
@@ -128,7 +127,7 @@ def _with_matching_preset(inferred: MaskFormerHfConfig) -> _Found:
     remarks += _assumptions(config)
     if preset is not None:
         return config, image_processor_for(preset), remarks
-    processor = processor_class_of(config)(num_labels=config.num_labels)
+    processor = processor_class_of(config)(num_labels=config.num_labels, **facts_of(config))
     shortest, longest = processor.size["shortest_edge"], processor.size["longest_edge"]
     remarks.append(
         f"Image sizes are the usual ones ({shortest}, at most {longest}): set `size` of preprocessor_config.json to "

@@ -13,6 +13,7 @@ from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import processor_class_of
+from ..models.result_options import facts_of
 from ..models.transformers_layout import MASK2FORMER_PARTS
 
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
@@ -236,7 +237,7 @@ def image_processor_from_detectron2(dump: Mapping[str, Any], config: MaskFormerH
     model, images = dump["MODEL"], dump.get("INPUT", {})
     if images.get("FORMAT", "RGB") != "RGB":
         raise ValueError(f"INPUT.FORMAT is {images['FORMAT']!r}; only models of 'RGB' images can be converted.")
-    options: dict[str, Any] = {"num_labels": config.num_labels, "label_ids_to_fuse": config.label_ids_to_fuse}
+    options: dict[str, Any] = {"num_labels": config.num_labels, **facts_of(config)}
     if "MIN_SIZE_TEST" in images and "MAX_SIZE_TEST" in images:
         options["size"] = {"shortest_edge": images["MIN_SIZE_TEST"], "longest_edge": images["MAX_SIZE_TEST"]}
     with _names_what_is_missing():

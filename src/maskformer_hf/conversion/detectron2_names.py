@@ -6,7 +6,6 @@ Left is the original's name, right ours. Nothing is guessed: the map depends on 
 from typing import Any
 
 from ..models.configuration_maskformer import MaskFormerHfConfig
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.pixel_decoder_deformable import NUM_MEMORY_LEVELS
 
 # The strides of the backbone's maps are 4, 8, 16 and 32. The original calls them res2 to res5.
@@ -155,7 +154,7 @@ def _predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     for i in range(config.decoder_layers):
         names |= _decoder_layer(f"{theirs}.transformer.decoder.layers.{i}", f"{ours}.layers.{i}")
     names |= _layer(f"{theirs}.transformer.decoder.norm", f"{ours}.norm")
-    if config.model_type != MaskFormerHfPerPixelConfig.model_type:
+    if not config.is_per_pixel:
         names |= _layer(f"{theirs}.class_embed", "head.class_predictor")
     for i in range(3):
         names |= _layer(f"{theirs}.mask_embed.layers.{i}", f"head.mask_embedder.layers.{i}")

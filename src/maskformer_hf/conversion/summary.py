@@ -27,7 +27,7 @@ def _backbone_sizes(model: Any) -> str:
     elif backbone.model_type == "swin":
         sizes = f"depths {_join(backbone.depths)}, width {backbone.embed_dim}, window {backbone.window_size}"
     else:
-        sizes = f"widths {_join(model.model.backbone.channels)}"
+        sizes = f"widths {_join(model.model.backbone.facts.channels)}"
     if getattr(backbone, "stem_type", "basic") == "deep":
         sizes += f", DeepLab's stem and dilations {_join(getattr(backbone, 'multi_grid', None) or [1])}"
     if getattr(backbone, "use_absolute_embeddings", False):

@@ -36,6 +36,8 @@ SWIN_NAMES = {
 }
 # Largest difference of logits in shares of the largest logit: more than any backbone's rounding, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
+# What both of transformers' models have in other slots.
+_PARTS = {"cross_attention": "softmax", "class_head": "linear", "mask_head": "product", "query_source": None}
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 
 Ours = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
@@ -107,10 +109,11 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
     parts = {
         f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != target.pixel_decoder,
         f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder not in _TARGETS,
+        **{f"{field}={getattr(config, field)!r}": getattr(config, field) != part for field, part in _PARTS.items()},
     }
     if target.name == "MaskFormer":
         # Mask2Former has both there.
-        is_projected = model.model.pixel_decoder.memory_channels[0] != config.hidden_size
+        is_projected = model.model.pixel_decoder.memory.channels[0] != config.hidden_size
         name = f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already"
         parts["pre_norm=True"] = config.pre_norm
         parts[name] = config.enforce_input_projection and not is_projected

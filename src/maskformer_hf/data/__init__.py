@@ -10,7 +10,7 @@ from .davis import DavisFolder
 from .from_datasets import from_datasets
 from .instance_folder import InstanceFolder
 from .iterable_stream import FirstRows, StreamPart, is_streamed, streamed_loader
-from .open import FORMATS, open_dataset
+from .open import FORMATS, find_data, open_dataset
 from .relabel import as_task
 from .sample import (
     VOID,
@@ -58,6 +58,7 @@ __all__ = [
     "augmentation",
     "binary_masks",
     "class_map",
+    "find_data",
     "from_datasets",
     "is_streamed",
     "open_dataset",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import list_images, read_id_map, read_photo
+from .files import list_images, read_id_map, read_image
 from .id_maps import NOTHING, UNKNOWN, ClassMeaning, IdMaps, Meaning, class_list
 from .sample import VOID, Task
 
@@ -17,7 +17,7 @@ OBJECT = 1000
 
 
 def is_ade20k(root: Path, split: str) -> bool:
-    """Whether the folders are there, and something that says they are ADE20K's: other data lies in such folders too."""
+    """Whether the folders are there, and a name or file of ADE20K, as other data have folders of the same names."""
     split = SPLITS.get(split, split)
     if (root / "images_detectron2" / split).is_dir():
         return _annotations(root, split) is not None
@@ -26,15 +26,15 @@ def is_ade20k(root: Path, split: str) -> bool:
 
 
 def ade20k(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
-    """ADE20K; the 847 classes if the folder is that of the full data.
+    """ADE20K with its 150 classes, or with 847 if the folder is that of the full data.
 
     - semantic: `annotations/`, where 0 is void and 1 to 150 are the classes; or `annotations_detectron2/`, where 0 to
-      149 are the classes and 255 is void. Of the full data: `annotations_detectron2/*.tif` (16 bits) with
-      `images_detectron2/`, classes 0 to 846 and 65535 void.
-    - instance: the 100 things, from `annotations_instance/`, whose PNGs hold the category in red, the object's number
-      in green. All else is background.
+      149 are the classes and 255 is void. In the full data: `annotations_detectron2/*.tif` (16 bits) with
+      `images_detectron2/`, where 0 to 846 are the classes and 65535 is void.
+    - instance: the 100 things, from `annotations_instance/`, whose PNGs hold the category in red and the object's
+      number in green. All other pixels are background.
     - panoptic: the 50 stuff classes from `annotations/`, and over them the objects from `annotations_instance/`. All
-      else is void, such as a thing nobody outlined.
+      other pixels are void, such as things that nobody outlined.
 
     Args:
         root: `ADEChallengeData2016/`, or `ADE20K_2021_17_01/`.
@@ -88,7 +88,10 @@ def ade20k(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
 
 
 class _Meaning:
-    """What ids of a combined map mean. Category k of `annotations_instance/` is the k-th thing of the 150 classes."""
+    """The meaning of the ids of a combined map.
+
+    Category k of `annotations_instance/` is the k-th thing of the 150 classes.
+    """
 
     def __init__(self, task: Task, starts_at_one: bool) -> None:
         classes = class_list("ade20k_150")
@@ -117,7 +120,7 @@ class _Meaning:
 
 def _read_objects(path: str) -> np.ndarray:
     """Category and number of each object as one id (H, W) int32; 0 where there is none."""
-    category_HW, number_HW, _ = np.asarray(read_photo(path)).astype(np.int32)
+    category_HW, number_HW, _ = np.asarray(read_image(path)).astype(np.int32)
     return np.where(number_HW > 0, OBJECT + 256 * category_HW + number_HW, 0)
 
 

@@ -1,4 +1,4 @@
-"""What a json says about many images, kept in an Arrow file that every process maps and none copies."""
+"""The contents of a json about many images, kept in an Arrow file that all processes share."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ BATCH = 1000
 def arrow_records(source: Path, kind: str, parse: Callable[[Path], Parsed]) -> tuple["ArrowDataset", dict[str, Any]]:
     """The records of a json, and facts about all of them; parsed once, then mapped from the cache of `datasets`.
 
-    A json of a million objects takes minutes to parse, and as Python objects gigabytes in each process. The Arrow file
-    made of it opens at once, processes share its pages, and pickling the result passes its path on. It is made anew
+    A json of a million objects takes minutes to parse, and gigabytes in each process as Python objects. The Arrow file
+    made of it opens at once, processes share its pages, and pickling the result passes on its path. It is made anew
     when the json's size or time has changed.
 
     Args:

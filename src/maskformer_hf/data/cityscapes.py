@@ -22,8 +22,8 @@ def is_cityscapes(root: Path, split: str) -> bool:
 def cityscapes(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
     """Cityscapes' 19 classes (8 of them things, which alone are the classes of `task="instance"`).
 
-    In `*_instanceIds.png` an object is 1000 times its class plus a number. A thing's class without a number is a group
-    in which nobody told the objects apart: crowd. The ids that Cityscapes leaves out of its evaluation are void.
+    In `*_instanceIds.png` an object is 1000 times its class plus a number. The class of a thing without a number is a
+    group of objects that nobody told apart, which is a crowd. Ids that Cityscapes does not evaluate are void.
 
     Args:
         root: the folder that holds `leftImg8bit/` and `gtFine/`.
@@ -53,7 +53,7 @@ def cityscapes(root: str | Path, split: str, task: Task | None = None) -> IdMaps
 
 
 class _Meaning:
-    """What the ids of a map mean."""
+    """The meaning of the ids of a map."""
 
     def __init__(self, task: Task, classes: list[tuple[str, bool | None, int]]) -> None:
         self.label_of_id = np.full(NUM_IDS, VOID)
@@ -71,7 +71,7 @@ class _Meaning:
         is_known = ids < NUM_IDS
         ids = np.minimum(ids, NUM_IDS - 1)
         labels = np.where(is_known, self.label_of_id[ids], UNKNOWN)
-        # 255 is what some tools write for the licence plate, whose id is -1.
+        # Some tools write 255 for the licence plate, whose id is -1.
         labels[values == 255] = VOID
         is_thing = self.is_thing[ids] & is_known
         return Meaning(labels, is_thing & is_numbered, is_thing & ~is_numbered)

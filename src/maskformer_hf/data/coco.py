@@ -1,6 +1,6 @@
 """COCO's jsons of instances, and its panoptic jsons with PNGs.
 
-Sizes and coordinates are those of the stored pixels, as in COCO, whatever orientation EXIF tells. `read_photo` says
+Sizes and coordinates are those of the stored pixels, as in COCO, whatever orientation EXIF tells. `read_image` says
 what becomes of images that were annotated turned.
 """
 
@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from .arrow_cache import arrow_records
 from .coco_json import parse_instances, parse_panoptic
-from .files import missing_files, names_file, read_photo
+from .files import missing_files, names_file, read_image
 from .reader import RecordReader
 from .run_lengths import planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -32,10 +32,10 @@ class CocoInstances(RecordReader):
             `instances_train2017.json`), or the same one folder above.
 
     Attributes:
-        records: the Arrow table, one row an image: file_name, height, width, and of each annotation its id, label,
+        records: the Arrow table, one row an image: file_name, height, width, and for each annotation its id, label,
             is_crowd and counts (COCO's compressed run lengths).
-        problems: annotations left out because they mark no pixel: without segmentation, polygons of less than three
-            points or no area, all outside the image, of an image that the json does not list.
+        problems: annotations that were left out: they have no segmentation, polygons of less than three points or
+            without area, or lie outside the image, or the json does not list their image.
 
     Images without annotations are samples with no segment. Masks are exactly those of pycocotools.
     """
@@ -59,7 +59,7 @@ class CocoInstances(RecordReader):
         path = os.path.join(self.image_folder, record["file_name"])
         size = (record["height"], record["width"])
         return {
-            "image": read_photo(path, size),
+            "image": read_image(path, size),
             "planes": tv_tensors.Mask(torch.from_numpy(planes_from_run_lengths(record["counts"], size))),
             "labels": torch.tensor(record["label"], dtype=torch.int64),
             "is_crowd": torch.tensor(record["is_crowd"], dtype=torch.bool),
@@ -76,12 +76,12 @@ class CocoPanoptic(RecordReader):
     Args:
         json_path: the json; the categories' `isthing` tells things from stuff.
         images: as in `CocoInstances`.
-        pngs: folder of the PNGs; if None the one next to the json and called as it is, without its suffix.
+        pngs: folder of the PNGs; if None the one next to the json that has its name without the suffix.
 
     Attributes:
-        records: the Arrow table, one row an image: file_name, height, width, png, and of each segment its id, label
-            and is_crowd.
-        problems: images for which the json has no annotation; they are left out, since nothing is known about them.
+        records: the Arrow table, one row an image: file_name, height, width, png, and for each segment its id,
+            label and is_crowd.
+        problems: images that were left out, as the json has no annotation for them.
     """
 
     def __init__(self, json_path: str | Path, images: str | Path | None = None, pngs: str | Path | None = None) -> None:
@@ -116,8 +116,8 @@ class CocoPanoptic(RecordReader):
         numbers = []
         for position, label in enumerate(record["label"], start=1):
             numbers.append(first_of_label.setdefault(label, position) if label in fused else position)
-        # A table of up to 2^24 entries, of which the system only makes the pages that are touched: looking up pixels in
-        # it costs no search.
+        # A table of up to 2^24 entries, in which pixels are looked up without a search. The system only makes those of
+        # its pages that are touched.
         number_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
         number_of_id[0] = VOID
         number_of_id[record["segment_id"]] = numbers
@@ -125,7 +125,7 @@ class CocoPanoptic(RecordReader):
         if not numbers_HW.all():
             unknown = int(ids_HW[numbers_HW == 0][0])
             raise ValueError(f"{png} has pixels of id {unknown}, which is no segment of this image in {self.path}")
-        return sample_of_numbers(read_photo(path, size), numbers_HW, record["label"], record["is_crowd"], path)
+        return sample_of_numbers(read_image(path, size), numbers_HW, record["label"], record["is_crowd"], path)
 
 
 def sample_of_numbers(
@@ -133,7 +133,7 @@ def sample_of_numbers(
 ) -> Sample:
     """The sample of segments that do not overlap. Drops segments without a pixel and numbers the others anew."""
     present = np.flatnonzero(np.bincount(numbers_HW.ravel() - VOID)[1 - VOID :])
-    new_numbers = np.full(len(labels) + 2, VOID, dtype=np.int32)  # the last entry is that of `VOID`
+    new_numbers = np.full(len(labels) + 2, VOID, dtype=np.int32)  # index `VOID` = -1 reaches the last entry
     new_numbers[0] = 0
     new_numbers[present + 1] = np.arange(1, len(present) + 1)
     return {
@@ -165,7 +165,7 @@ def _json_file(path: str | Path) -> Path:
 
 
 def _image_folder(json_path: Path, names: list[str], images: str | Path | None) -> str:
-    """The folder that the json's file names count from. Raises ValueError naming the photos that are not there."""
+    """The folder that the json's file names count from. Raises ValueError naming the images that are not there."""
     # instances_train2017.json -> train2017
     end = json_path.stem.split("_", 1)[-1]
     candidates = [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .coco import CocoInstances, sample_of_numbers
-from .files import missing_files, read_id_map, read_photo
+from .files import missing_files, read_id_map, read_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths
 from .sample import VOID, Sample
@@ -89,7 +89,9 @@ class CocoInstancesAndStuff(RecordReader):
         stuff_HW = self._read_stuff(self._png_path(path), size)
         labels = np.flatnonzero(np.bincount(stuff_HW.ravel() + 1)[1:]).tolist()
         is_crowd = [False] * len(labels)
-        number_of_label = np.full(len(self.id2label) + 1, VOID, dtype=np.int32)  # the last entry is that of `VOID`
+        number_of_label = np.full(
+            len(self.id2label) + 1, VOID, dtype=np.int32
+        )  # index `VOID` = -1 reaches the last entry
         number_of_label[labels] = np.arange(1, len(labels) + 1)
         numbers_HW = number_of_label[stuff_HW]
 
@@ -109,7 +111,7 @@ class CocoInstancesAndStuff(RecordReader):
             labels.append(label)
             is_crowd.append(crowd)
             numbers_HW[window][inside] = len(labels)
-        return sample_of_numbers(read_photo(path, size), numbers_HW, labels, is_crowd, path)
+        return sample_of_numbers(read_image(path, size), numbers_HW, labels, is_crowd, path)
 
     def _read_stuff(self, png: str, size: tuple[int, int]) -> np.ndarray:
         """The class of stuff of each pixel, (H, W) int32; `VOID` where there is none."""

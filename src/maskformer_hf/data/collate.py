@@ -3,16 +3,14 @@
 Shapes: B images or clips, T frames of a clip, N segments, P planes, H W pixels of the batch, h w pixels of one image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 
+from ..models.loss_terms import TargetMap
 from .sample import VOID, Sample
 from .video import ClipSample
-
-TargetMap = Callable[[torch.Tensor], torch.Tensor]
-"""Masks (N, H, W) bool -> a map of each (N, H, W) float32 that a loss term needs, such as distances to the boundary."""
 
 
 class Batch(TypedDict):
@@ -48,7 +46,8 @@ class Collator:
             same shape.
         return_void_masks: adds `void_masks`, true at void pixels and in crowds, false in the padding. The mask losses
             of the models leave these pixels out.
-        target_maps: name -> function of masks. Adds `target_maps`, which worker processes then compute.
+        target_maps: name -> function of masks (N, H, W) that gives maps of the same shape. Adds `target_maps`, which
+            worker processes then compute.
     """
 
     def __init__(

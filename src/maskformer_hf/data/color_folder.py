@@ -1,4 +1,4 @@
-"""Photos and maps in which colours stand for classes, as CamVid and many drawing tools distribute them."""
+"""Images and maps in which colours stand for classes, as CamVid and many drawing tools distribute them."""
 
 import csv
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import list_images, read_photo
+from .files import list_images, read_image
 from .id_maps import UNKNOWN, IdMaps, Meaning
 from .sample import VOID
 from .semantic_folder import VOID_NAMES
@@ -19,16 +19,16 @@ def is_color_folder(root: Path, split: str) -> bool:
 
 
 def color_folder(root: str | Path, split: str) -> IdMaps:
-    """Semantic maps of colours (RGB, or with a palette), whose meaning a file tells.
+    """Semantic maps of colours (RGB, or with a palette). A file tells what the colours mean.
 
-    `class_dict.csv` has the columns name, r, g, b; `classes.txt` and `label_colors.txt` lines "name r g b" or
+    `class_dict.csv` has the columns name, r, g, b. `classes.txt` and `label_colors.txt` have lines "name r g b" or
     "r g b name". The file is looked for in the split's folder and in root. Classes called "void", "unlabelled",
     "unlabeled", "ignore" or "ignored" are void. A colour that is not in the file is an error.
 
     Args:
         root: folder of the splits.
-        split: folder with `images/` and `labels/`; or folder of photos beside a folder SPLIT_labels, as in CamVid. Maps
-            are called as the photos are, with or without "_L" at the end.
+        split: folder with `images/` and `labels/`; or folder of images beside a folder SPLIT_labels, as in CamVid. Maps
+            are called as the images are, with or without "_L" at the end.
     """
     root = Path(root)
     table = _color_table(root, split)
@@ -65,7 +65,7 @@ def color_folder(root: str | Path, split: str) -> IdMaps:
 
 
 class _Meaning:
-    """What the colours of a map mean."""
+    """The meaning of the colours of a map."""
 
     def __init__(self, label_of_color: dict[int, int]) -> None:
         self.colors = np.array(sorted(label_of_color))
@@ -78,7 +78,7 @@ class _Meaning:
 
 
 def _read_colors(path: str) -> np.ndarray:
-    red_HW, green_HW, blue_HW = np.asarray(read_photo(path)).astype(np.int32)
+    red_HW, green_HW, blue_HW = np.asarray(read_image(path)).astype(np.int32)
     return red_HW << 16 | green_HW << 8 | blue_HW
 
 
@@ -109,7 +109,7 @@ def _read_table(path: Path) -> dict[str, tuple[int, int, int]]:
             elif first := re.fullmatch(r"\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*?)\s*", line):
                 rows.append([first[4], first[1], first[2], first[3]])
             elif line.strip():
-                return {}  # names alone: a table for maps of ids
+                return {}  # a line without a colour: the table is for maps of ids
     for number, row in enumerate(rows, start=1):
         try:
             name, color = row[0].strip(), (int(row[1]), int(row[2]), int(row[3]))

@@ -1,4 +1,4 @@
-"""Decoding photos and maps of ids, with errors that name the file."""
+"""Decoding images and maps of ids, with errors that name the file."""
 
 import os
 from collections import Counter
@@ -11,26 +11,26 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from ..models.image_files import IMAGE_SUFFIXES
 
 
 @contextmanager
 def names_file(path: str | Path) -> Iterator[None]:
-    """Within it, what Pillow raises for a missing, broken or huge file becomes a ValueError with the file's name."""
+    """Turns what Pillow raises for a missing, broken or huge file into a ValueError with the file's name."""
     try:
         yield
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
-    """Decodes a photo to (3, H, W) uint8 RGB.
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
+    """Decodes an image to (3, H, W) uint8 RGB.
 
-    The pixels are taken as they are stored, whatever the orientation in EXIF says, as COCO's annotations count them.
-    Only where `size` does not fit those, but fits the photo turned as EXIF says, it is turned: it was annotated so.
+    The pixels are taken as they are stored, whatever orientation EXIF tells, as in COCO's annotations. Only if `size`
+    does not fit them, but fits the image turned as EXIF tells, the image is turned, as it was annotated so.
 
     Args:
-        size: (height, width) of the annotations; None takes the photo as it is stored.
+        size: (height, width) of the annotations; None takes the image as it is stored.
     """
     with names_file(path), Image.open(path) as photo:
         stored = (photo.height, photo.width)
@@ -51,7 +51,7 @@ def read_photo(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
 
 
 def read_id_map(path: str | Path) -> np.ndarray:
-    """Decodes a PNG with one channel of ids to (H, W); of 8 bits (mode L or P: the palette's indices), 16 or 32."""
+    """Decodes a PNG with one channel of ids, to (H, W): 8 bits (mode L, or P with the palette's indices), 16 or 32."""
     with names_file(path), Image.open(path) as png:
         ids_HW = np.array(png)
     if ids_HW.ndim != 2:
@@ -60,7 +60,7 @@ def read_id_map(path: str | Path) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The photos in a folder, by name. Raises ValueError if there is none, or two differ only in their suffix."""
+    """The images in a folder, by name. Raises ValueError if there is none, or two differ only in their suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; photos are expected there")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -73,7 +73,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def with_maps(photos: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Each photo and the PNG of its stem in `folder`. Raises ValueError if there are photos without one."""
+    """Each image and the PNG of its stem in `folder`. Raises ValueError if there are images without one."""
     maps = {path.stem: path for path in folder.glob("*.png")}
     missing = [path.name for path in photos if path.stem not in maps]
     if missing:
@@ -84,7 +84,7 @@ def with_maps(photos: list[Path], folder: Path) -> list[tuple[Path, Path]]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those that do not exist; lists each folder once, which takes seconds less than asking for each of many files."""
+    """The paths that do not exist. Listing each folder once is faster than asking for each of many files."""
     listed: dict[str, frozenset[str]] = {}
     missing = []
     for path in paths:

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from .files import read_id_map, read_photo
+from .files import read_id_map, read_image
 from .reader import RecordReader
 from .sample import VOID, Sample, Task
 
 NOTHING = -2
 """The label of an id that is known to be no segment, such as the background of objects."""
 UNKNOWN = -3
-"""The label of an id that must not occur."""
+"""The label of an id that has no meaning, which is an error."""
 
 
 class Meaning(NamedTuple):
-    """What V ids stand for.
+    """The meaning of V ids.
 
     labels: (V,) int: a class, or `VOID`, `NOTHING`, `UNKNOWN`.
     is_object: (V,) bool: the id is one object. All other ids of a class are one segment together.
@@ -76,7 +76,7 @@ class IdMaps(RecordReader):
 
     def sample(self, record: dict[str, Any]) -> Sample:
         ids_HW = self._read_ids(*record["maps"])
-        image = read_photo(record["image"], size=ids_HW.shape)
+        image = read_image(record["image"], size=ids_HW.shape)
         try:
             return sample_from_ids(image, ids_HW, self._meaning, record["image"])
         except UnknownIdError as error:
@@ -84,7 +84,7 @@ class IdMaps(RecordReader):
 
 
 class UnknownIdError(ValueError):
-    """A map holds an id that means nothing; args[0] is the id."""
+    """A map holds an id without a meaning; args[0] is the id."""
 
 
 def sample_from_ids(
@@ -112,13 +112,13 @@ def sample_from_ids(
 
 
 class ClassMeaning:
-    """One segment a class: for semantic maps. Ids that are not in `label_of_id` are `UNKNOWN`.
+    """The meaning of ids in semantic maps: one segment for each class. Ids that are not in `label_of_id` are `UNKNOWN`.
 
-    A class, like the other meanings: what worker processes are sent must be more than a function within a function.
+    Like the other meanings it is a class and no closure, because worker processes can only be sent what can be pickled.
     """
 
     def __init__(self, label_of_id: dict[int, int]) -> None:
-        # The last entry is that of all larger ids.
+        # The last entry stands for all larger ids.
         self.table = np.full(max(label_of_id) + 2, UNKNOWN)
         self.table[list(label_of_id)] = list(label_of_id.values())
 
@@ -136,7 +136,7 @@ def class_list(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
 
 def _present_ids(ids_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ids that occur, ascending (V,), and the place of each pixel's among them (H, W)."""
-    # Runs of equal ids are few beside pixels, which take long to sort.
+    # There are far fewer runs of equal ids than pixels, which would take long to sort.
     ids = ids_HW.ravel()
     starts = np.flatnonzero(np.concatenate((np.ones(min(1, len(ids)), dtype=bool), ids[1:] != ids[:-1])))
     values, positions = np.unique(ids[starts], return_inverse=True)

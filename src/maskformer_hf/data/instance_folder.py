@@ -1,4 +1,4 @@
-"""A folder of photos with one PNG of object ids each: `images/`, `instances/`."""
+"""A folder of images with one PNG of object ids each: `images/`, `instances/`."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from .id_maps import NOTHING, IdMaps, Meaning
 
 
 class InstanceFolder(IdMaps):
-    """Photos of objects of one class, told apart by the ids in 8- or 16-bit PNGs; 0 is background.
+    """Images of objects of one class, told apart by the ids in 8- or 16-bit PNGs; 0 is background.
 
     Args:
-        root: folder with `images/` and `instances/` (same stems). The class is called as the only line of `classes.txt`
-            says, there or one level up, so that splits can share it; "object" without that file.
+        root: folder with `images/` and `instances/` (same stems). The only line of `classes.txt`, there or one level up
+            so that splits can share it, is the name of the class. Without that file it is "object".
 
-    Ids need neither order nor be without gaps, and an object may consist of several regions.
+    Ids may have any order and gaps, and an object may consist of several regions.
     """
 
     def __init__(self, root: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Training batches of streamed data: shuffled as it comes, shared out among processes, repeated exactly on resume."""
+"""Training batches of streamed data: shuffled in a buffer, shared by processes, and repeated exactly on resume."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -132,7 +132,7 @@ class _Batches(Sampler[list[tuple[int, dict[str, Any]]]]):
 
 
 class FirstRows(Dataset[Sample]):
-    """The first rows of a stream, as a data set with a length: what a check or an evaluation can read."""
+    """The first rows of a stream, as a data set with a length, for a check or an evaluation."""
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""labelme's json files: one a photo, with the shapes that were drawn on it."""
+"""labelme's json files: one for each image, with the shapes that were drawn on it."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torchvision import tv_tensors
 
-from .polygons import Polygons, draw, read_turned_photo, record
+from .polygons import Polygons, draw, read_upright_image, record
 from .problems import ProblemCounter
 from .run_lengths import FARTHEST
 from .sample import VOID
@@ -26,7 +26,7 @@ BACKGROUND_LABELS = frozenset({"_background_", "background"})
 
 
 def is_labelme(root: Path, split: str) -> bool:
-    """By the first json's beginning: another format's may be large."""
+    """Whether the first json is labelme's. Only its beginning is read, as a json of another format may be large."""
     for pattern in ("*.json", "*/*.json"):
         if path := next((root / split).glob(pattern), None):
             with path.open(encoding="utf-8", errors="replace") as file:
@@ -35,25 +35,25 @@ def is_labelme(root: Path, split: str) -> bool:
 
 
 class Labelme(Polygons):
-    """Like its base, but a photo may be within the json."""
+    """Outlines of labelme, whose json may hold the image too."""
 
-    def read_photo(self, record: dict[str, Any]) -> tv_tensors.Image:
+    def read_image(self, record: dict[str, Any]) -> tv_tensors.Image:
         if record["image"] != record["file"]:
-            return super().read_photo(record)
+            return super().read_image(record)
         content = _read(Path(record["file"]))
         assert content is not None, "it was read before"
-        return read_turned_photo(base64.b64decode(content["imageData"]), name=f"imageData of {record['file']}")
+        return read_upright_image(base64.b64decode(content["imageData"]), name=f"imageData of {record['file']}")
 
 
 def labelme(root: str | Path, split: str) -> Labelme:
     """The objects in all json files below `root / split`.
 
     Polygons, rectangles, circles and masks are objects; shapes of one label and one `group_id` are one object. Points
-    and lines have no area, and are left out with a warning, as are photos without a json, which nobody has looked at.
-    What is labelled `__ignore__` (or `void`) is void where no object is; `_background_` is nothing.
+    and lines have no area, and are left out with a warning. So are images without a json, as nobody has looked at them.
+    Shapes with the label `__ignore__` (or `void`) are void where no object is; `_background_` is no segment.
 
-    The classes are the lines of `labels.txt` or `classes.txt`, in the split's folder or in root; without such a file,
-    all labels in all json files below root, sorted, so that splits agree.
+    The classes are the lines of `labels.txt` or `classes.txt`, in the split's folder or in root. Without such a file
+    they are all labels in all json files below root, sorted, so that splits agree.
 
     Args:
         root: folder of the splits.
@@ -126,7 +126,7 @@ def _record(
 def _outline(
     kind: str, points: np.ndarray, shape: dict[str, Any], size: tuple[int, int] | None, where: str
 ) -> tuple[np.ndarray | None, str]:
-    """The polygon (points, 2) or the run lengths of a shape; neither if it has no area."""
+    """The polygon (points, 2) or the run lengths of a shape; None and "" if it has no area."""
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]]), ""
@@ -144,7 +144,7 @@ def _outline(
 
 
 def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int] | None, where: str) -> str:
-    """Of a mask that is given as a PNG of its bounding box, whose top left corner is the first point."""
+    """The run lengths of a mask, given as a PNG of its bounding box, whose top left corner is the first point."""
     from pycocotools import mask
 
     if size is None:
@@ -163,8 +163,8 @@ def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int
 
 
 def _photo(path: Path, content: dict[str, Any]) -> Path:
-    """The photo's path; the path of the json itself if the photo is in it."""
-    # Written on Windows, paths have backslashes.
+    """The image's path; the path of the json itself if the image is in it."""
+    # Paths that were written on Windows have backslashes.
     name = str(content["imagePath"]).replace("\\", "/")
     for photo in (path.parent / name, path.parent / Path(name).name):
         if photo.is_file():

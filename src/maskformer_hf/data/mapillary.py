@@ -10,7 +10,7 @@ from .id_maps import NOTHING, UNKNOWN, IdMaps, Meaning
 from .sample import VOID, Task
 
 SPLITS = {"train": "training", "val": "validation"}
-VERSIONS = ("v1.2", "v2.0")  # the paper's first
+VERSIONS = ("v1.2", "v2.0")  # that of the paper comes first
 
 
 def is_mapillary(root: Path, split: str) -> bool:
@@ -67,7 +67,7 @@ def mapillary(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
 
 
 class _Meaning:
-    """What the ids of a map mean."""
+    """The meaning of the ids of a map."""
 
     def __init__(self, task: Task, labels: np.ndarray, is_thing: np.ndarray) -> None:
         self.labels = labels

@@ -255,3 +255,21 @@ def _check_options(options: Mapping[str, Any], known: tuple[str, ...], format: s
             close = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
             raise ValueError(f"format {format!r} has no option {name!r}; {remedy}")
+
+
+def find_data(path: Path, split: str | None, format: str = "auto") -> tuple[Path, str]:
+    """The root and the split for `open_dataset`, for a path that may be a folder, a file, or a name on the Hub.
+
+    Raises ValueError where there is no such path, or it does not go with `split`.
+    """
+    if format == "datasets" and not path.exists():
+        if split is None:
+            raise ValueError(f"{path} is no folder, so it is taken for a name on the Hub; say which split of it")
+        return path, split
+    if path.is_file():
+        if split is not None:
+            raise ValueError(f"{path} is a file, which has no split {split!r}; give its folder, or no split")
+        return path.parent, path.name
+    if not path.is_dir():
+        raise ValueError(f"there is no folder or file {str(path)!r}")
+    return path, "." if split is None else split

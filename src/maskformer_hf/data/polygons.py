@@ -26,7 +26,7 @@ class Polygons(RecordReader):
         records: one an image, see `record`.
         names: the classes.
         shares: coordinates are shares of width and height, not pixels.
-        problems: what was left out of the records.
+        problems: annotations that were left out.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Polygons(RecordReader):
         super().__init__(table, names, task="instance", problems=problems)
 
     def sample(self, record: dict[str, Any]) -> Sample:
-        photo = self.read_photo(record)
+        photo = self.read_image(record)
         height, width = photo.shape[-2:]
         if record["size"] and record["size"] != [height, width]:
             raise ValueError(
@@ -72,25 +72,28 @@ class Polygons(RecordReader):
         ]
         return sample_from_run_lengths(photo, counts, record["labels"], [False] * len(counts), record["image"])
 
-    def read_photo(self, record: dict[str, Any]) -> tv_tensors.Image:
-        return read_turned_photo(record["image"])
+    def read_image(self, record: dict[str, Any]) -> tv_tensors.Image:
+        return read_upright_image(record["image"])
 
 
 def record(image: str, file: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """A photo without objects. For each object, add one entry to each of the three lists.
+    """The record of an image without objects. For each object, add one entry to each of the three lists.
 
-    image: path of the photo. file: path of the annotations. size: (height, width) that these are for.
-    labels: class, or `VOID` for a region of which nothing is known. polygons: the parts of the object, each x, y, x, y,
-    ... masks: what is besides them, in COCO's run lengths; "" for nothing.
+    image: path of the image.
+    file: path of the annotations.
+    size: (height, width) of the image that was annotated.
+    labels: class, or `VOID` for a region of which nothing is known.
+    polygons: the parts of the object, each x, y, x, y, ...
+    masks: further pixels of the object, in COCO's run lengths; "" for none.
     """
     return {"image": image, "file": file, "size": list(size or ()), "labels": [], "polygons": [], "masks": []}
 
 
 def draw(parts: Sequence[np.ndarray], masks: Sequence[str], size: tuple[int, int]) -> bytes:
-    """The union of polygons (each (points, 2), in pixels) and of run lengths, as COCO draws it, in run lengths."""
+    """The union of polygons (each (points, 2), in pixels) and masks as COCO draws it, all masks in run lengths."""
     from pycocotools import mask
 
-    # Three points or more each: four numbers would be a box to pycocotools.
+    # Each has three points or more, as pycocotools takes four numbers for a box.
     runs: list[Any] = list(mask.frPyObjects([part.ravel().tolist() for part in parts], *size)) if len(parts) else []
     runs += [{"size": list(size), "counts": counts} for counts in masks]
     return cast(bytes, mask.merge(runs)["counts"])
@@ -99,7 +102,7 @@ def draw(parts: Sequence[np.ndarray], masks: Sequence[str], size: tuple[int, int
 def sample_from_run_lengths(
     image: tv_tensors.Image, counts: Sequence[bytes], labels: Sequence[int], is_crowd: Sequence[bool], name: str
 ) -> Sample:
-    """The sample of N masks that may overlap. One labelled `VOID` makes its pixels void where nothing else is."""
+    """The sample of N masks that may overlap. A mask of label `VOID` makes its pixels void where no segment is."""
     size = (image.shape[-2], image.shape[-1])
     kept = [index for index, label in enumerate(labels) if label != VOID]
     planes_PHW = planes_from_run_lengths([counts[index] for index in kept], size)
@@ -116,8 +119,8 @@ def sample_from_run_lengths(
     }
 
 
-def read_turned_photo(source: str | Path | bytes, name: str = "") -> tv_tensors.Image:
-    """Decodes a photo to (3, H, W) uint8 RGB, turned as EXIF says: as the tools show it in which outlines are drawn.
+def read_upright_image(source: str | Path | bytes, name: str = "") -> tv_tensors.Image:
+    """Decodes an image to (3, H, W) uint8 RGB, turned as EXIF tells, as drawing tools show it.
 
     Args:
         source: path, or the bytes of a file, whose name in messages is then `name`.

@@ -74,7 +74,7 @@ class Relabelled(Dataset[Sample]):
             else:
                 ids.append(id_of_fused[label])
         if len(labels) < sum(label >= 0 for label in new_labels_N) and len(planes_PHW) > 1:
-            # Segments that become one may lie in several planes, and a segment lies in one.
+            # The segments that become one may lie in several planes, but a segment must lie in one.
             planes_PHW = flat_map(planes_PHW)[None]
         # Entry 0 stands for no segment. The last one, which index -1 reaches, stands for void.
         lookup = torch.tensor([0, *ids, VOID], dtype=torch.int32)
@@ -142,9 +142,9 @@ def regroup(
     class_groups: Literal["supercategory"] | Mapping[str, Sequence[str]] | None,
     void_classes: Sequence[str] = (),
 ) -> SegmentationDataset:
-    """Merges classes to groups, and makes classes void.
+    """Merges classes into groups, and makes classes void.
 
-    Objects of a group of things stay apart, the stuff of a group becomes one segment.
+    Objects of a group of things stay apart; the stuff of a group becomes one segment.
 
     Args:
         class_groups: names of the classes of each group; a class in no group becomes void. "supercategory": as the json
@@ -195,7 +195,7 @@ def _supercategories(dataset: SegmentationDataset) -> dict[str, list[str]]:
     known: dict[str, str] = getattr(dataset, "supercategories", {})
     groups: dict[str, list[str]] = {}
     for name in dataset.id2label.values():
-        # "none" is what some exporters write where there is none.
+        # Some exporters write "none" for no supercategory.
         if known.get(name, "none") in ("", "none"):
             raise ValueError(
                 f"class_groups is 'supercategory', but the data names none for class {name!r}; give groups as "

@@ -1,4 +1,4 @@
-"""COCO's run lengths: from polygons, checked, and decoded. A mask's pixels are counted column by column."""
+"""COCO's run lengths: made from polygons, checked, and decoded. They go through a mask column by column."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,14 @@ import numpy as np
 from .problems import ProblemCounter
 
 FARTHEST = 1_000_000
-"""Pixels. pycocotools walks along a polygon's edges step by step, and never ends where a coordinate is not a number."""
+"""The largest coordinate of a polygon, in pixels. pycocotools walks along its edges pixel by pixel, and never ends if a
+coordinate is NaN."""
 
 Window = tuple[slice, slice]
 
 
 def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problems: ProblemCounter) -> bytes | None:
-    """COCO's compressed run lengths of an annotation; None, and a problem noted, if it marks no pixel."""
+    """COCO's compressed run lengths of an annotation; None, with a problem noted, if it marks no pixel."""
     from pycocotools import mask as run_lengths
 
     if not segmentation:
@@ -47,7 +48,8 @@ def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problem
 def planes_from_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
     """Planes (P, H, W) int32 of masks that may overlap, given as COCO's compressed run lengths; see `Sample`.
 
-    Each mask goes to the first plane with room. One at a time, so that memory does not grow with their number.
+    Each mask goes to the first plane with room. Masks are decoded one at a time, so that memory does not grow with
+    their number.
     """
     planes = [np.zeros(size, dtype=np.int32)]
     for number, (window, inside) in enumerate(decode_run_lengths(counts, size), start=1):
@@ -62,7 +64,7 @@ def planes_from_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> n
 
 
 def decode_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> Iterator[tuple[Window, np.ndarray]]:
-    """Of each mask its bounding box, and which pixels of that box it has, (h, w) bool."""
+    """The bounding box of each mask, and which pixels of that box belong to the mask, (h, w) bool."""
     from pycocotools import mask as run_lengths
 
     for item in counts:
@@ -87,7 +89,7 @@ def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) ->
     else:
         lengths = np.asarray(counts, dtype=np.int64)
         compressed = None
-    # pycocotools does not check, and gives whatever is in memory for the pixels that are missing.
+    # pycocotools does not check this. For missing pixels it returns whatever is in memory.
     if lengths is None or (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
         total = "no valid numbers" if lengths is None else f"a sum of {lengths.sum()}"
         raise ValueError(f"{where} has run lengths with {total}, but its image has {size[0]} x {size[1]} pixels")
@@ -98,10 +100,10 @@ def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) ->
 
 
 def _decompressed(compressed: bytes) -> np.ndarray | None:
-    """Run lengths from COCO's text; None if it is no such text.
+    """Run lengths from COCO's text; None if the text is invalid.
 
-    Six bits a character, from "0" on: five count, one says that more follow. From the fourth number on, each is the
-    difference to the one two before.
+    A character holds six bits, and "0" stands for zero. Five bits belong to a number, the sixth tells that more follow.
+    From the fourth number on, each is the difference to the one two before it.
     """
     characters = np.frombuffer(compressed, dtype=np.uint8).astype(np.int64) - 48
     if not len(characters) or characters.min() < 0 or characters.max() > 63 or characters[-1] & 0x20:

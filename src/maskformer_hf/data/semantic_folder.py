@@ -1,4 +1,4 @@
-"""A folder of photos with one PNG of class ids each: `images/`, `labels/`, `classes.txt`."""
+"""A folder of images with one PNG of class ids each: `images/`, `labels/`, `classes.txt`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +8,20 @@ from .id_maps import ClassMeaning, IdMaps
 from .sample import VOID
 
 VOID_IDS = (255, 65535)
-"""In the files, besides the first id after the last class. Of more than 255 classes one has the id 255."""
+"""Ids that are void in the files, unless they name a class, as with more than 255 classes. So is the first id after the
+last class."""
 
 VOID_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})
 
 
 class SemanticFolder(IdMaps):
-    """Photos and their class-id PNGs, decoded when asked for. A sample has one segment a class, in order of the ids.
+    """Images and their class-id PNGs, decoded when asked for. A sample has one segment a class, in order of the ids.
 
     Args:
         root: folder with `images/` and `labels/` (same stems). `classes.txt`, one name a line in the order of the ids,
             is looked for there and one level up, so that the splits of a data set can share it.
-        void_classes: names in `classes.txt` that are no class. "void", "unlabelled", "unlabeled" and "ignore" never
-            are. The other classes are renumbered without gaps, in order.
+        void_classes: names in `classes.txt` that stand for void, besides those in `VOID_NAMES`. The other classes are
+            renumbered without gaps, in order.
 
     Besides void classes, ids 255, 65535 and `len(classes.txt)` are void; any other id that names no class is an error.
     """

@@ -11,9 +11,9 @@ from .sample import Sample, SegmentationDataset
 class SampleStream(Dataset[Sample]):
     """Samples number `start` to `stop - 1` of the shuffled, augmented repetitions of a data set.
 
-    Number n is a pure function of (dataset, seed, n): which photo comes and how it is augmented depend neither on what
-    was read before nor on worker processes. Training therefore continues exactly where it stopped by beginning at
-    another `start`, and any number of processes may share the numbers out.
+    Sample n is a function of (dataset, seed, n) alone: neither what was read before nor worker processes change which
+    image it shows and how that is augmented. Training therefore continues exactly where it stopped by beginning at
+    another `start`, and any number of processes may share the numbers.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SampleStream(Dataset[Sample]):
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, 0))
             self._order = (epoch, torch.randperm(length, generator=generator).tolist())
-        # torchvision's transforms draw from the global generator, hence the fork.
+        # torchvision's transforms draw from the global generator, whose state must stay as it is.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed, number, 1))
             return self.transform(self.dataset[self._order[1][position]])

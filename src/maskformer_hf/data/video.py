@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .cached import Cached
-from .files import read_photo
+from .files import read_image
 from .sample import Problem, Sample, SegmentationDataset, Task
 
 
@@ -125,7 +125,7 @@ def videos_in(dataset: SegmentationDataset) -> VideoDataset | None:
 def read_frames(paths: Sequence[str], size: tuple[int, ...]) -> tv_tensors.Video:
     height, width = size
     return tv_tensors.Video(
-        torch.stack([read_photo(path, (height, width)).as_subclass(torch.Tensor) for path in paths])
+        torch.stack([read_image(path, (height, width)).as_subclass(torch.Tensor) for path in paths])
     )
 
 

@@ -1,4 +1,4 @@
-"""YOLO's segmentation labels: one txt a photo, one object a line: class x y x y ... in shares of width and height."""
+"""YOLO's segmentation labels: one txt an image, one object a line: class x y x y ... in shares of width and height."""
 
 import math
 from pathlib import Path
@@ -25,8 +25,8 @@ def yolo(root: str | Path, split: str) -> Polygons:
     """A data set in Ultralytics' layout, with masks.
 
     The classes are `names` of data.yaml (a list, or a mapping of ids to names) or the lines of `classes.txt`. Labels
-    lie in `labels/` as their photos do in `images/`, or beside them. A photo without a txt, or with an empty one, has
-    no object. A class that is not named, a line with a box and no outline, and coordinates beyond the photo are errors.
+    lie in `labels/` as their images do in `images/`, or beside them. An image without a txt, or with an empty one, has
+    no object. A class that is not named, a line with a box and no outline, and coordinates beyond the image are errors.
 
     Args:
         root: folder with data.yaml, or with `images/` and `labels/`.
@@ -80,7 +80,7 @@ def _read_line(fields: list[str], entry: dict[str, Any], numbers: dict[int, int]
         raise ValueError(
             f"{where} has {len(coordinates)} coordinates; an outline has an x and a y of three points or more"
         )
-    # A little beyond the edge is rounding, or an object that goes on there.
+    # Coordinates a little beyond the edge are rounded, or of an object that goes on there.
     if min(coordinates) < -0.1 or max(coordinates) > 1.1 or math.isnan(sum(coordinates)):
         value = next(value for value in coordinates if not -0.1 <= value <= 1.1)
         remedy = "" if math.isnan(value) else ": divide x by the width of the photo and y by its height"
@@ -136,13 +136,13 @@ def _class_names(root: Path, path: Path, description: dict[str, Any] | None) -> 
 
 
 def _places(root: Path, path: Path, description: dict[str, Any] | None, split: str) -> list[Path]:
-    """Folders of photos, or txt files that list photos."""
+    """Folders of images, or txt files that list images."""
     if description is not None and split not in description and SPLITS.get(split) in description:
         split = SPLITS[split]
     if description is not None and isinstance(description.get(split), str | list):
         entries = description[split]
         folder = path.parent
-        # `path` is often that of another computer.
+        # `path` is often a path of another computer.
         bases = [folder / str(description["path"])] if description.get("path") else []
         places = []
         for entry in [entries] if isinstance(entries, str) else entries:

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 
 from ..inference.load import load
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..models.modeling_auto import sees_clips
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
 from .graph import Graph, export_program
@@ -112,12 +110,12 @@ def _check_options(path: Path, format: str, int8: bool, calibration: str | Path 
 
 
 def _check_model(config: Any, checkpoint: str):
-    if sees_clips(config):
+    if config.kind == "clip":
         raise ValueError(
             f"{checkpoint!r} is a model of videos, which cannot be exported: run it by `predict_video` or `maskformer "
             "segment`, or export a model of images."
         )
-    if config.model_type == MaskFormerHfPerPixelConfig.model_type:
+    if config.is_per_pixel:
         raise ValueError(
             f"{checkpoint!r} is a per-pixel baseline, which cannot be exported: run it by `predict` or `maskformer "
             "segment`, or export a model with queries."

@@ -44,20 +44,25 @@ def padded_size(inputs: Inputs) -> torch.Size:
 
 def forward_batch(model: Model, inputs: Sequence[Inputs]) -> Any:
     """Outputs of B images of one padded size. The inputs of each are `pixel_values` (1, C, H, W) and `pixel_mask`
-    (1, H, W)."""
+    (1, H, W). A model with queries makes no masks yet: results ask for those of the queries that matter."""
     pixel_values = torch.cat([item["pixel_values"] for item in inputs])
+    lazy = {} if model.config.is_per_pixel else {"lazy_masks": True}
     return model(
         # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
         pixel_values=pixel_values.to(model.device, model.dtype, memory_format=torch.channels_last),
         pixel_mask=torch.cat([item["pixel_mask"] for item in inputs]).to(model.device),
+        **lazy,
     )
 
 
 def slice_outputs(outputs: Any, index: int) -> Any:
     """The outputs of one image of a batch, still with a batch dimension."""
-    return type(outputs)(
-        **{name: value[index, None] for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    )
+    parts: dict[str, Any] = {
+        name: value[index, None] for name, value in outputs.items() if isinstance(value, torch.Tensor)
+    }
+    if outputs.get("masks") is not None:
+        parts["masks"] = [outputs["masks"][index]]
+    return type(outputs)(**parts)
 
 
 @contextmanager

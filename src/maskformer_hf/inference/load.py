@@ -11,6 +11,7 @@ from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_clas
 from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
+from ..models.saved_facts import copy_facts
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
 from .images import first_line
 
@@ -84,6 +85,7 @@ def load(
     try:
         model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = processor_class_of(model.config).from_pretrained(path)
+        copy_facts(model.config, processor)
     except (OSError, ValueError, StrictDataclassError) as error:
         # A strict dataclass names the check that failed in its first line; what the check said is the cause.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None

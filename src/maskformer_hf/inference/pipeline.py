@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from ..models.result_options import ResultOptions
+from ..models.results import results_of
 from .batches import forward_batch, padded_size, same_size_batches, slice_outputs
 from .predict import check_task
-from .prediction import outputs_to_predictions
+from .prediction import Prediction
 
 TASK_NAME = "image-segmentation"
 MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")
@@ -82,7 +84,8 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         for batch in same_size_batches(numbered, lambda item: padded_size(item[1])):
             found = forward_batch(self.model, [inputs for _, inputs in batch])
             for position, (index, inputs) in enumerate(batch):
-                outputs[index] = _Outputs(slice_outputs(found, position), inputs["target_size"])
+                [target_size] = inputs["target_size"]
+                outputs[index] = _Outputs(slice_outputs(found, position), tuple(target_size))
         return outputs
 
     def postprocess(
@@ -90,20 +93,20 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         model_outputs: "_Outputs",
         subtask: str | None = None,
         threshold: float | None = None,
-        mask_threshold: float = 0.5,
+        mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
     ) -> list[dict[str, Any]]:
-        [prediction] = outputs_to_predictions(
-            self.model,
-            model_outputs.outputs,
-            model_outputs.target_sizes,
-            task=check_task(subtask, self.model),
+        options = ResultOptions.of(
+            self.model.config,
+            check_task(subtask, self.model),
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
         )
+        [result] = results_of(model_outputs.outputs, options, [model_outputs.target_size])
+        prediction = Prediction.of(result, options.task, model_outputs.target_size, self.model.config.id2label)
         return [
             {
                 "score": segment["score"],
@@ -118,9 +121,9 @@ class _Outputs:
     """The outputs of one photo. The stock pipeline moves tensors, and what it knows to hold some, to the CPU; it leaves
     this as it is, so that the results are made where the model is."""
 
-    def __init__(self, outputs: Any, target_sizes: Any) -> None:
+    def __init__(self, outputs: Any, target_size: tuple[int, int]) -> None:
         self.outputs = outputs
-        self.target_sizes = target_sizes
+        self.target_size = target_size
 
 
 class _Results:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+from ..models.parts import Part, names_of, part_of, register
+from ..models.result_options import ResultOptions
+from ..models.results import results_of
 from .batches import Inputs, forward_batch
 from .images import ReadImage, crop_image, image_size
 from .load import Model
-from .prediction import Prediction, outputs_to_predictions
+from .prediction import Prediction
 from .tiles import TileMerger
 from .windows import Tiling, scale_windows, tile_windows
 
@@ -35,8 +38,13 @@ class Request:
     processor: MaskFormerHfImageProcessor
     image: ReadImage
     size: tuple[int, int]
-    options: dict[str, Any]
+    options: ResultOptions
     tiling: Tiling
+
+    def prediction(self, outputs: Any, size: tuple[int, int]) -> Prediction:
+        """The result of one view at `size`, by the options."""
+        [result] = results_of(outputs, self.options, [size])
+        return Prediction.of(result, self.options.task, size, self.model.config.id2label)
 
 
 class View(NamedTuple):
@@ -89,8 +97,7 @@ class Whole:
         yield View(self.request.processor.preprocess([self.request.image], return_tensors="pt"))
 
     def add(self, number: int, outputs: Any) -> None:
-        request = self.request
-        [self._result] = outputs_to_predictions(request.model, outputs, [request.size], **request.options)
+        self._result = self.request.prediction(outputs, self.request.size)
 
     def result(self) -> Prediction:
         return self._result
@@ -111,11 +118,7 @@ class Tiles:
         self.windows = tile_windows(size, request.tiling.size, request.tiling.overlap)
         self.num_views = len(self.windows)
         self.targets = scale_windows(self.windows, size, request.size)
-        options = request.options
-        stuff = options.get("label_ids_to_fuse")
-        self.merger = TileMerger(
-            options["task"], self.targets, (request.model.config.label_ids_to_fuse or ()) if stuff is None else stuff
-        )
+        self.merger = TileMerger(request.options.task, self.targets, request.options.label_ids_to_fuse)
 
     def views(self) -> Iterator[View]:
         request = self.request
@@ -124,9 +127,7 @@ class Tiles:
             yield View(request.processor.preprocess([tile], return_tensors="pt"))
 
     def add(self, number: int, outputs: Any) -> None:
-        request = self.request
-        [tile] = outputs_to_predictions(request.model, outputs, [self.targets[number].size], **request.options)
-        self.merger.add(number, tile)
+        self.merger.add(number, self.request.prediction(outputs, self.targets[number].size))
 
     def result(self) -> Prediction:
         return self.merger.result()
@@ -144,17 +145,23 @@ def tiles(request: Request) -> Plan:
     return plan if plan.num_views > 1 else Whole(request)
 
 
-PLANS: dict[str, Callable[[Request], Plan]] = {"whole": Whole, "tiles": tiles}
+register("plan", "whole", Part(Whole), exist_ok=True)
+register("plan", "tiles", Part(tiles), exist_ok=True)
+
+
+def plan_names() -> tuple[str, ...]:
+    """The plans that there are, also those registered from outside."""
+    return names_of("plan")
 
 
 def make_plan(name: str | None, request: Request) -> Plan:
     """The plan of this name for an image. None is tiles where there is a size of tiles, and else the whole image.
 
     Raises:
-        ValueError: No such plan.
+        ValueError: No such plan, or one that the model or the request does not fit.
     """
     if name is None:
         name = "tiles" if request.tiling.size else "whole"
-    if name not in PLANS:
-        raise ValueError(f"`plan` must be one of {list(PLANS)}, got {name!r}.")
-    return PLANS[name](request)
+    part = part_of("plan", name)
+    part.check(request.model.config)
+    return part.build(request)

@@ -6,14 +6,13 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 import torch
 from tqdm import tqdm
 
-from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
-from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
+from ..models.result_options import TASKS, ResultOptions
 from .batches import evaluation_mode, padded_size, same_size_batches, slice_outputs
 from .images import ImageInput, ReadImage, image_size, read_image
 from .load import Model
 from .plans import Plan, Request, View, make_plan
-from .prediction import TASKS, Prediction, Task
+from .prediction import Prediction, Task
 from .windows import Tiling
 
 
@@ -26,6 +25,10 @@ class PredictOptions(TypedDict, total=False):
     label_ids_to_fuse: Stuff classes, one panoptic segment each.
     max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
         number of queries if that is larger.
+    duplicate_iou: An instance whose IoU with a better one of its class is larger is left out.
+    intersect_with_mask: Whether a panoptic segment keeps only pixels that its own mask has.
+    merging: How panoptic segments share the pixels: "argmax".
+    resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, which travels with a
         checkpoint, and unless set never cuts.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
@@ -37,6 +40,10 @@ class PredictOptions(TypedDict, total=False):
     overlap_mask_area_threshold: float | None
     label_ids_to_fuse: Collection[int] | None
     max_instances: int | None
+    duplicate_iou: float | None
+    intersect_with_mask: bool | None
+    merging: str | None
+    resize: Literal["logits", "scores"] | None
     tile_size: int | None
     tile_overlap: int | None
 
@@ -74,8 +81,13 @@ def predict(
     single = isinstance(images, ImageInput)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    result_options = {"task": check_task(task, model), **_result_options(options)}
-    tiling = Tiling.of(processor, options.get("tile_size"), options.get("tile_overlap"))
+    names = PredictOptions.__annotations__
+    for name in options:
+        if name not in names:
+            raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
+    given: dict[str, Any] = {**options}
+    tiling = Tiling.of(processor, given.pop("tile_size", None), given.pop("tile_overlap", None))
+    result_options = ResultOptions.of(model.config, check_task(task, model), **given)
     sources: Any = [images] if single else images
     requests = (
         Request(model, processor, image, size, result_options, tiling)
@@ -146,30 +158,16 @@ def _run(model: Model, plans: Iterable[Plan], batch_size: int, progress: bool, l
     return [results[image] for image in range(len(results))]
 
 
-def _result_options(options: PredictOptions) -> dict[str, Any]:
-    """Those of the options that say how outputs become a result.
-
-    Raises:
-        ValueError: An option that there is not.
-    """
-    names = PredictOptions.__annotations__
-    for name in options:
-        if name not in names:
-            raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
-    tiling = ("tile_size", "tile_overlap")
-    return {name: value for name, value in options.items() if value is not None and name not in tiling}
-
-
 def check_task(task: str | None, model: Model) -> Task:
     """The task, or the one the model was trained for if None.
 
     Raises:
         ValueError: No such task, or a model that cannot do it.
     """
-    if model.config.model_type == MaskFormerHfVideoConfig.model_type:
+    if model.config.kind == "clip":
         raise ValueError("This is a model of videos: use `maskformer_hf.predict_video`, with one frame for an image.")
     task = model.config.task if task is None else task
-    if model.config.model_type == MaskFormerHfPerPixelConfig.model_type and task != "semantic":
+    if model.config.is_per_pixel and task != "semantic":
         raise ValueError(
             f"A per-pixel baseline gives every pixel a class and knows no segments: `task` must be 'semantic', got "
             f"{task!r}."

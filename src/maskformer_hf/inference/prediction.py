@@ -1,29 +1,16 @@
 """What was found in a photo.
 
-Shapes: B images, Q queries, K classes, N instances, H W pixels of the photo.
+Shapes: N segments, H W pixels of the photo.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
-from ..models.post_processing import (
-    ImageGeometry,
-    image_geometries,
-    instance_segmentation,
-    is_per_pixel,
-    panoptic_segmentation,
-    per_pixel_segmentation,
-    semantic_segmentation,
-    without_duplicates,
-)
-from .load import Model
+from ..models.results import Result
 
 Task = Literal["semantic", "instance", "panoptic"]
-TASKS: tuple[Task, ...] = ("semantic", "instance", "panoptic")
-SCORED_PIXELS = 256
 
 
 class Prediction:
@@ -42,7 +29,7 @@ class Prediction:
 
     def __init__(
         self,
-        task: Task,
+        task: str,
         size: tuple[int, int],
         segments: list[dict[str, Any]] | None = None,
         segmentation: torch.Tensor | None = None,
@@ -56,6 +43,22 @@ class Prediction:
         self.segmentation = segmentation
         self._masks = masks
         self._crops = crops
+
+    @classmethod
+    def of(cls, result: Result, task: str, size: tuple[int, int], id2label: Mapping[Any, str] | None) -> "Prediction":
+        """A result with the names of its classes, on the CPU."""
+        labels = id2label or {}
+        segments = []
+        for record in result.segments:
+            segment = {name: record[name] for name in ("id", "label_id")}
+            segment |= {"label": labels[record["label_id"]], "score": record["score"], "area": record["area"]}
+            if "box" in record:
+                segment["box"] = list(record["box"])
+            segments.append(segment)
+        if task == "panoptic":
+            segments.sort(key=lambda segment: -segment["area"])
+        segmentation, masks = (None if part is None else part.cpu() for part in (result.segmentation, result.masks))
+        return cls(task, size, segments, segmentation, masks)
 
     def __repr__(self) -> str:
         return f"Prediction({self.task!r}, {self.size}, {len(self.segments)} segments)"
@@ -83,130 +86,3 @@ class Prediction:
         left, top, right, bottom = (int(side) for side in segment["box"])
         mask_HW[top:bottom, left:right] = self._crops[segment["id"] - 1]
         return mask_HW
-
-
-def outputs_to_predictions(
-    model: Model,
-    outputs: Any,
-    target_sizes: Sequence[tuple[int, int]],
-    *,
-    task: Task,
-    threshold: float | None = None,
-    mask_threshold: float = 0.5,
-    overlap_mask_area_threshold: float | None = None,
-    label_ids_to_fuse: Collection[int] | None = None,
-    max_instances: int | None = None,
-) -> list[Prediction]:
-    """What `predict` makes of model outputs; the options are its."""
-    config = model.config
-    id2label = {int(label_id): label for label_id, label in (config.id2label or {}).items()}
-    if label_ids_to_fuse is None:
-        label_ids_to_fuse = config.label_ids_to_fuse or ()
-    images: Any = (
-        ([None] * len(outputs.logits), outputs.logits)
-        if is_per_pixel(outputs)
-        else (outputs.class_queries_logits, outputs.masks_queries_logits)
-    )
-    predictions = []
-    for class_logits, mask_logits, geometry in zip(*images, image_geometries(outputs, target_sizes), strict=True):
-        masks = None
-        if task == "semantic":
-            if class_logits is None:
-                segmentation = per_pixel_segmentation(mask_logits, geometry)
-            else:
-                segmentation = semantic_segmentation(class_logits, mask_logits, geometry)
-            records = _semantic_segments(class_logits, mask_logits, geometry, segmentation)
-        elif task == "panoptic":
-            segmentation, records = panoptic_segmentation(
-                class_logits,
-                mask_logits,
-                geometry,
-                threshold=config.object_mask_threshold if threshold is None else threshold,
-                mask_threshold=mask_threshold,
-                overlap_mask_area_threshold=config.overlap_mask_area_threshold
-                if overlap_mask_area_threshold is None
-                else overlap_mask_area_threshold,
-                label_ids_to_fuse=label_ids_to_fuse,
-                intersect_with_mask=config.intersect_with_mask,
-            )
-            records.sort(key=lambda record: -record["area"])
-        else:
-            instances = instance_segmentation(
-                class_logits,
-                mask_logits,
-                geometry,
-                threshold=config.instance_threshold if threshold is None else threshold,
-                mask_threshold=mask_threshold,
-                top_k=max(100, len(class_logits)) if max_instances is None else max_instances,
-                excluded_label_ids=label_ids_to_fuse,
-            )
-            if config.duplicate_iou is not None:
-                instances = without_duplicates(instances, config.duplicate_iou)
-            segmentation, masks = None, instances.masks.cpu()
-            records = [
-                {"id": index, "label_id": label_id, "score": score, "area": area, "box": box}
-                for index, (label_id, score, area, box) in enumerate(
-                    zip(
-                        instances.labels.tolist(),
-                        instances.scores.tolist(),
-                        instances.areas.tolist(),
-                        instances.boxes.tolist(),
-                        strict=True,
-                    ),
-                    start=1,
-                )
-            ]
-        segments = [
-            {
-                "id": record["id"],
-                "label_id": record["label_id"],
-                "label": id2label[record["label_id"]],
-                "score": record["score"],
-                "area": record["area"],
-                **({"box": record["box"]} if "box" in record else {}),
-            }
-            for record in records
-        ]
-        segmentation = None if segmentation is None else segmentation.cpu()
-        predictions.append(Prediction(task, geometry.target_size, segments, segmentation, masks))
-    return predictions
-
-
-def _semantic_segments(
-    class_logits: torch.Tensor | None, mask_logits: torch.Tensor, geometry: ImageGeometry, segmentation: torch.Tensor
-) -> list[dict[str, Any]]:
-    """One record a class that is seen, the largest first. Without `class_logits` each mask is the logits of a class.
-
-    The score of a class is its share of all class scores, on average over its pixels: 1 where no other class was
-    thought of. Up to `SCORED_PIXELS` of them, evenly spaced, stand for all; the scores of every pixel would take longer
-    than the segmentation.
-    """
-    num_labels = len(mask_logits) if class_logits is None else class_logits.shape[-1] - 1
-    areas = torch.bincount(segmentation.flatten(), minlength=num_labels)
-    order = areas.argsort(descending=True, stable=True)
-    label_ids = order[areas[order] > 0]
-    # Pixels sorted by class: those of one class are neighbours.
-    # As int16, which sorts three times as fast.
-    by_class = segmentation.flatten().to(torch.int16).argsort(stable=True)
-    first = areas.cumsum(0) - areas
-    steps = (torch.arange(SCORED_PIXELS, device=areas.device) + 0.5) / SCORED_PIXELS
-    positions = first[label_ids, None] + (steps * areas[label_ids, None]).long()
-    pixels = by_class[positions]  # (classes seen, SCORED_PIXELS)
-    # From pixels of the target to those of the padded input, to -1..1 as `grid_sample` wants it.
-    height, width = geometry.target_size
-    y = (pixels // width + 0.5) * (geometry.image_size[0] / height) * (2 / geometry.padded_size[0]) - 1
-    x = (pixels % width + 0.5) * (geometry.image_size[1] / width) * (2 / geometry.padded_size[1]) - 1
-    grid = torch.stack((x, y), dim=-1).to(torch.float32)
-    logits_QCP = F.grid_sample(mask_logits[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
-    if class_logits is None:
-        scores = logits_QCP.softmax(0).permute(1, 2, 0)
-    else:
-        probabilities = class_logits.float().softmax(-1)[:, :-1]
-        scores = torch.einsum("qk,qcp->cpk", probabilities, logits_QCP.sigmoid())
-    share = scores.gather(2, label_ids[:, None, None].expand(-1, SCORED_PIXELS, 1))[..., 0] / scores.sum(2)
-    return [
-        {"id": label_id, "label_id": label_id, "score": score, "area": area}
-        for label_id, score, area in zip(
-            label_ids.tolist(), share.mean(1).tolist(), areas[label_ids].tolist(), strict=True
-        )
-    ]

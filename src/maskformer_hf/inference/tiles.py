@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .prediction import Prediction, Task
+from .prediction import Prediction
 from .tile_objects import TileObject, join_objects, make_tile_object
 from .windows import Window, nearest_parts
 
@@ -23,7 +23,7 @@ class TileMerger:
         stuff: Label ids that are no objects, for "panoptic".
     """
 
-    def __init__(self, task: Task, windows: Sequence[Window], stuff: Collection[int] = ()) -> None:
+    def __init__(self, task: str, windows: Sequence[Window], stuff: Collection[int] = ()) -> None:
         self.task = task
         self.windows = windows
         self.size = (max(window.bottom for window in windows), max(window.right for window in windows))

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..models.configuration_video import MaskFormerHfVideoConfig
+from ..models.coco_rle import encode_seen
+from ..models.image_geometry import image_geometries
+from ..models.instances import best_tracks, tube_masks
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
-from ..models.post_processing import best_tracks, image_geometries, tube_masks
-from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor, encode_seen, frames_of
+from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor, frames_of
 from .batches import evaluation_mode
 from .images import ImageInput, image_size, read_image
 from .tracks import RunLengths, Track, WindowObject, link_objects
@@ -103,7 +104,7 @@ def predict_video(
         ValueError: A model of images; no frames, or frames of different sizes; a frame that cannot be read; window and
             overlap that do not fit together; an unknown option.
     """
-    if model.config.model_type != MaskFormerHfVideoConfig.model_type:
+    if model.config.kind != "clip":
         raise ValueError("This is a model of images, which knows no videos: use `predict`, frame by frame.")
     if not 1 <= overlap < window:
         raise ValueError(f"`overlap` is {overlap}: it must be at least 1 and less than `window`, {window}.")
@@ -199,14 +200,13 @@ def _find_objects(
     # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
     frames = pixel_values[0].to(model.device, model.dtype, memory_format=torch.channels_last)
     pixel_mask = seen[0].inputs["pixel_mask"].expand(-1, len(seen), -1, -1)
-    outputs: Any = model(pixel_values=frames[None], pixel_mask=pixel_mask.to(model.device))
+    outputs: Any = model(pixel_values=frames[None], pixel_mask=pixel_mask.to(model.device), lazy_masks=True)
     tracks = best_tracks(outputs.class_queries_logits[0], threshold=options.threshold, top_k=options.max_objects)
-    (geometry,) = image_geometries(outputs, [seen[0].size])
+    [geometry] = image_geometries(outputs, [seen[0].size])
+    queries, positions = torch.unique(tracks.queries, return_inverse=True)
     tubes = [
         encode_seen(masks)
-        for masks in tube_masks(
-            outputs.masks_queries_logits[0], tracks.queries, geometry, mask_threshold=options.mask_threshold
-        )
+        for masks in tube_masks(outputs.masks[0][queries], positions, geometry, mask_threshold=options.mask_threshold)
     ]
     return [
         WindowObject(label_id, score, [frame[index] for frame in tubes])

@@ -1,4 +1,4 @@
-"""Streaming measures of segmentation quality: counts are kept, images are not. They know nothing of data or models."""
+"""Streaming measures of segmentation quality. They keep counts and no images, and know nothing about data or models."""
 
 from .boundary import BoundaryAP, BoundaryIoU, boundary_iou
 from .mask_ap import MaskAP

@@ -1,8 +1,8 @@
 """Boundary IoU and boundary AP (Cheng et al. 2021, "Boundary IoU: Improving Object-Centric Image Segmentation
 Evaluation").
 
-The boundary of a mask are its pixels at most d pixels from what is outside of it, where d is 2 % of the image's
-diagonal. Distances are those of a king on a chess board, and what lies beyond the image is outside of every mask.
+The boundary of a mask consists of its pixels at most d pixels from the outside, where d is 2 % of the image's diagonal.
+Distances are those of a king on a chess board (the larger of dx and dy), and beyond the image everything is outside.
 
 Shapes: N masks, K classes, H W pixels.
 """
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .mask_ap import MaskAP, rles_of_crops
+from .mask_ap import MaskAP
+from .run_lengths import rles_of_crops
 
 DILATION_RATIO = 0.02
 
@@ -26,7 +27,7 @@ def boundary_width(height: int, width: int, dilation_ratio: float = DILATION_RAT
 
 
 def mask_boundary(masks: torch.Tensor, width: int) -> torch.Tensor:
-    """The pixels of masks (..., H, W) bool that lie at most `width` pixels from what is outside; same shape."""
+    """The pixels of masks (..., H, W) bool at most `width` pixels from the outside; same shape."""
     eroded = masks
     for dim in (-1, -2):
         eroded = _window(eroded, width, dim, torch.logical_and, outside=False)
@@ -34,7 +35,7 @@ def mask_boundary(masks: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def boundary_iou(masks: torch.Tensor, others: torch.Tensor, dilation_ratio: float = DILATION_RATIO) -> torch.Tensor:
-    """Boundary IoU of each mask with its partner: (N, H, W) bool twice gives (N,) float32; of two empty masks NaN."""
+    """Boundary IoU of each mask with its partner: (N, H, W) bool twice -> (N,) float32, NaN for two empty masks."""
     width = boundary_width(masks.shape[-2], masks.shape[-1], dilation_ratio)
     boundary, other = mask_boundary(masks.bool(), width), mask_boundary(others.bool(), width)
     return (boundary & other).sum((-2, -1)) / (boundary | other).sum((-2, -1))
@@ -88,18 +89,20 @@ class BoundaryIoU:
             )
         no_class = void | (predictions < 0) | (predictions >= self.num_labels)
         width = boundary_width(references.shape[-2], references.shape[-1], self.dilation_ratio)
-        kept = []
-        for labels in (
-            references.masked_fill(void, self.num_labels),
-            predictions.masked_fill(no_class, self.num_labels),
-        ):
-            kept.append(torch.where(_label_boundary(labels, width), labels, self.num_labels))
-        both = torch.where(kept[0] == kept[1], kept[0], self.num_labels)
-        for row, labels in enumerate((*kept, both)):
+        # Outside of boundaries `num_labels` stands for no class.
+        true, found = (
+            torch.where(_label_boundary(labels, width), labels, self.num_labels)
+            for labels in (
+                references.masked_fill(void, self.num_labels),
+                predictions.masked_fill(no_class, self.num_labels),
+            )
+        )
+        both = torch.where(true == found, true, self.num_labels)
+        for row, labels in enumerate((true, found, both)):
             self.counts[row] += torch.bincount(labels.flatten(), minlength=self.num_labels + 1)[: self.num_labels]
 
     def merge(self, other: "BoundaryIoU") -> None:
-        """Adds what another one has counted."""
+        """Adds the counts of another one."""
         self.counts += other.counts
 
     def reduce(self) -> None:
@@ -131,9 +134,9 @@ class BoundaryIoU:
 
 
 class BoundaryAP(MaskAP):
-    """Average precision with the smaller of mask IoU and boundary IoU in place of mask IoU; for crowds with mask IoU.
+    """Average precision with the smaller of mask IoU and boundary IoU in place of mask IoU, except for crowds.
 
-    As in the authors' `boundary_iou.coco_instance_api`. The figures have `MaskAP`'s names with `boundary_` before.
+    It does as the authors' `boundary_iou.coco_instance_api`. Figures have `MaskAP`'s names after `boundary_`.
     """
 
     def __init__(self, num_labels: int, *, max_detections: int = 100, dilation_ratio: float = DILATION_RATIO) -> None:
@@ -159,7 +162,7 @@ class BoundaryAP(MaskAP):
 def _window(values: torch.Tensor, reach: int, dim: int, combine: Any, outside: bool | int) -> torch.Tensor:
     """Combines (by and, minimum or maximum) each value with its neighbours up to `reach` away along `dim`.
 
-    `outside` is what lies beyond the ends. Windows are doubled, so that the cost grows with the logarithm of `reach`.
+    `outside` is the value beyond the ends. Windows are doubled, so that the cost grows with the logarithm of `reach`.
     """
     length = values.shape[dim]
     pad = (reach, reach) if dim == -1 else (0, 0, reach, reach)
@@ -176,7 +179,7 @@ def _window(values: torch.Tensor, reach: int, dim: int, combine: Any, outside: b
 
 
 def _label_boundary(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """Where a map (..., H, W) has another label, or the border, at most `width` pixels away: bool."""
+    """Where another label, or the border of the map (..., H, W), is at most `width` pixels away: bool."""
     low, high = labels, labels
     for dim in (-1, -2):
         low = _window(low, width, dim, torch.minimum, outside=-1)
@@ -185,7 +188,7 @@ def _label_boundary(labels: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _rle_boundaries(rles: Sequence[Any], dilation_ratio: float) -> list[Any]:
-    """The boundaries of the masks of one image, RLE for RLE."""
+    """The boundary of each mask of one image, as RLEs."""
     from pycocotools import mask as coco_mask
 
     crops, corners, size = [], [], (0, 0)

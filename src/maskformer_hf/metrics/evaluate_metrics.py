@@ -4,7 +4,7 @@
     metric.add_batch(predictions=maps, references=other_maps)
     metric.compute()["mean_iou"]
 
-Where `evaluate` writes what it is given to a file until `compute`, these count at once and keep no image. Nothing is
+A metric of `evaluate` writes its inputs to a file until `compute`. These count at once and keep no image. Nothing is
 loaded from the Hub.
 """
 
@@ -36,7 +36,7 @@ class StreamingMetric(evaluate.Metric):
         measure: Sees one prediction and one reference at a time.
         id2label: Names for `per_class`.
 
-    With several processes call `metric.measure.reduce()` on each before `compute`; the results are then those of all.
+    With several processes call `metric.measure.reduce()` on each before `compute`, which then gives the figures of all.
     """
 
     def __init__(self, measure: Any, id2label: Mapping[int, str] | None = None) -> None:
@@ -46,7 +46,7 @@ class StreamingMetric(evaluate.Metric):
         super().__init__()
 
     def _build_data_dir(self) -> str:
-        return ""  # no folder is made, as nothing is written
+        return ""  # nothing is written, so no folder is needed
 
     def __len__(self) -> int:
         """Images since the last `compute`."""
@@ -67,7 +67,7 @@ class StreamingMetric(evaluate.Metric):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """The figures over all images added, and over these, and starts anew."""
+        """The figures over all images that were added, these included. Then it starts anew."""
         if kwargs:
             raise ValueError(f"{sorted(kwargs)} are no options of compute; they belong into {type(self).__name__}(...)")
         if predictions is not None or references is not None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .run_lengths import as_rles
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0, 1, 101)
 # In pixels of the image's own size.
@@ -30,17 +32,17 @@ class _Detections(NamedTuple):
 class MaskAP:
     """Average precision and recall of instance masks over COCO's ten IoU thresholds and three sizes.
 
-    Definition: that of COCOeval with `iouType="segm"`. Per image and class the detections, best score first, take the
-    reference object that they overlap most among those not taken yet; objects outside of a size range and crowds are
-    not counted, nor are detections that match them; a crowd can be matched any number of times, by the share of the
-    detection that lies in it. Precision is interpolated at 101 values of recall.
+    Definition: that of COCOeval with `iouType="segm"`. For each image and class the detections, best score first, take
+    the reference object that they overlap most among those not taken yet. Objects outside of a size range and crowds do
+    not count, nor do detections that match them. A crowd can be matched any number of times, and the overlap with it is
+    the share of the detection that lies in it. Precision is interpolated at 101 values of recall.
 
     Memory: a few bytes for each detection, none for pixels.
 
     Args:
         num_labels: K, the number of classes.
-        max_detections: How many detections of an image and class count, the best ones. COCO's 100; where images have
-            more objects of one class than that, as in microscopy, recall cannot be complete with it.
+        max_detections: Most detections of an image and class, the best ones, that count. COCO has 100. If images have
+            more objects of one class, as in microscopy, recall stays incomplete with that.
     """
 
     def __init__(self, num_labels: int, *, max_detections: int = 100) -> None:
@@ -58,9 +60,9 @@ class MaskAP:
         Args:
             prediction: `masks`, `scores` (D,), `labels` (D,).
             reference: `masks`, `labels` (G,); optional `is_crowd` (G,), and `areas` (G,) in pixels, which decide the
-                size of an object: COCO's files have that of the polygon; that of the mask if not given.
-            image_id: Puts detections of equal score in order, by rising id; a running number if not given. Give it
-                where several processes share the images and one process should get the same.
+                size of an object. COCO's files have the areas of the polygons; by default they are those of the masks.
+            image_id: Detections of equal score come in the order of their image's id, by default a running number. Give
+                it if several processes share the images, to get the same figures as from one.
 
         Masks are (N, H, W) bool, or a list of N pycocotools RLE dictionaries.
         """
@@ -95,7 +97,7 @@ class MaskAP:
         is_crowd: np.ndarray,
         overlaps: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
-        """Counts D detections and G objects; `overlaps` gives the IoU matrix of some of the former and the latter."""
+        """Counts D detections and G objects; `overlaps(detections, objects)` gives the IoU matrix of some of them."""
         low, high = np.array(list(SIZE_RANGES.values())).T[:, :, None]
         true_outside = (true_areas < low) | (true_areas > high)  # (A, G)
         outside = (areas < low) | (areas > high)  # (A, D)
@@ -145,7 +147,7 @@ class MaskAP:
         return np.asarray(coco_mask.iou(rles, true_rles, is_crowd.astype(np.uint8).tolist()))
 
     def merge(self, other: "MaskAP") -> None:
-        """Adds what another one has counted; its images need ids of their own."""
+        """Adds the counts of another one, whose images must have other ids."""
         self.num_objects += other.num_objects
         self.detections += other.detections
         self._next_id = max(self._next_id, other._next_id)
@@ -168,8 +170,8 @@ class MaskAP:
         `ap`, `ap50`, `ap75`, `ap_small` (objects below 32 x 32 pixels), `ap_medium`, `ap_large` (from 96 x 96);
         average recall with the 1, the 10 and all `max_detections` best of an image and class, `ar_1`, `ar_10` and
         `ar`, and `ar_small`, `ar_medium`, `ar_large`; `max_detections`; `per_class`: one dict a class with `label`,
-        `ap`, `ap50`, `ar` and `objects`, how many there were. Without such objects a figure is NaN, and no mean
-        counts it.
+        `ap`, `ap50`, `ar` and `objects`, how many there were. The figure of objects that do not occur is NaN, and
+        means leave it out.
         """
         precision, recall = self._curves(self.max_detections)
         limited = {limit: self._curves(min(limit, self.max_detections))[1] for limit in (1, 10)}
@@ -225,7 +227,7 @@ class MaskAP:
             )
             true = np.cumsum(is_match & ~is_ignored, axis=0, dtype=np.float64)
             false = np.cumsum(~is_match & ~is_ignored, axis=0, dtype=np.float64)
-            # The largest precision at this recall or any higher one. eps as in COCOeval, where nothing counts yet.
+            # The largest precision at this recall or any higher one. As in COCOeval, eps keeps 0 / 0 away.
             best = np.maximum.accumulate((true / (true + false + np.spacing(1)))[::-1])[::-1]
             for size in np.flatnonzero(has_objects[label]):
                 reached = true[:, size] / self.num_objects[label, size]
@@ -248,7 +250,8 @@ def _match(iou_DG: np.ndarray, is_ignored_AG: np.ndarray, is_crowd_G: np.ndarray
     free = np.ones((num_sizes, len(IOU_THRESHOLDS), num_objects), bool)
     sizes, thresholds = np.indices(free.shape[:2])
     for row, iou in enumerate(iou_DG):
-        near = np.flatnonzero(iou >= IOU_THRESHOLDS[0])[::-1]  # of equals `argmax` takes the first, COCO the last
+        # In reverse order, as `argmax` takes the first of equal values and COCO the last.
+        near = np.flatnonzero(iou >= IOU_THRESHOLDS[0])[::-1]
         if not len(near):
             continue
         possible = free[:, :, near] & (iou[near] >= IOU_THRESHOLDS[:, None])
@@ -263,74 +266,8 @@ def _match(iou_DG: np.ndarray, is_ignored_AG: np.ndarray, is_crowd_G: np.ndarray
     return matched, ignored
 
 
-def as_rles(masks: Any) -> list[Any]:
-    """Masks (N, H, W) as N RLE dictionaries of pycocotools; such dictionaries as they are."""
-    from pycocotools import mask as coco_mask
-
-    if not isinstance(masks, torch.Tensor | np.ndarray):
-        masks = list(masks)
-        if all(isinstance(mask, Mapping) for mask in masks):
-            return [
-                coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
-                for mask in masks
-            ]
-        masks = np.stack([np.asarray(mask) for mask in masks])
-    if masks.ndim != 3:
-        raise ValueError(f"masks have shape {tuple(masks.shape)}; give (N, H, W), or a list of RLE dictionaries")
-    masks = torch.as_tensor(masks)
-    return [coco_mask.encode(np.asfortranarray(mask.to(torch.uint8).numpy(force=True))) for mask in masks]
-
-
-def rles_of_map(segmentation: torch.Tensor, num_segments: int) -> list[Any]:
-    """One RLE for each of the segments 1..`num_segments` of a map (H, W), at the cost of one pass over the map."""
-    from pycocotools import mask as coco_mask
-
-    height, width = segmentation.shape
-    # Run lengths go down the columns, so that a run may end in the next one.
-    pixels = segmentation.T.reshape(-1).numpy(force=True)
-    starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] + 1))
-    ends = np.append(starts[1:], pixels.size)
-    ids = pixels[starts]
-    order = np.argsort(ids, kind="stable")
-    first = np.searchsorted(ids[order], np.arange(1, num_segments + 2))
-    rles: list[Any] = []
-    for index in range(num_segments):
-        runs = order[first[index] : first[index + 1]]
-        edges = np.stack((starts[runs], ends[runs]), axis=1).ravel()
-        rles.append({"size": [height, width], "counts": _run_lengths(edges, pixels.size)})
-    return coco_mask.frPyObjects(rles, height, width) if rles else []
-
-
-def rles_of_crops(crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Any]:
-    """One RLE for each mask, of which only the part (h, w) bool from a corner (top, left) on is given.
-
-    size: Of the whole masks, (H, W). The cost is that of the crops.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = size
-    rles: list[Any] = []
-    for crop, (top, left) in zip(crops, corners, strict=True):
-        # Along columns, with something outside before and behind each.
-        padded = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
-        padded[:, 1:-1] = crop.T
-        columns, rows = np.nonzero(padded[:, 1:] != padded[:, :-1])
-        edges = (left + columns) * height + top + rows
-        # Starts and ends in turns. A run that ends at the foot of a column and one from the head of the next are one.
-        joined = edges[1:-1:2] == edges[2::2]
-        edges = np.delete(edges, np.concatenate((2 * np.flatnonzero(joined) + 1, 2 * np.flatnonzero(joined) + 2)))
-        rles.append({"size": [height, width], "counts": _run_lengths(edges, height * width)})
-    return coco_mask.frPyObjects(rles, height, width) if rles else []
-
-
-def _run_lengths(edges: np.ndarray, num_pixels: int) -> list[int]:
-    """From where runs start and end, in turns; as pycocotools does it, without a last run of no pixels."""
-    tail = [num_pixels] if not len(edges) or edges[-1] < num_pixels else []
-    return np.diff(np.concatenate(([0], edges, tail)).astype(np.int64)).tolist()
-
-
 def as_numbers(values: Any, kind: Any) -> np.ndarray:
-    """A vector of any origin and device."""
+    """A vector (list, array, or tensor on any device) as an array."""
     if isinstance(values, torch.Tensor):
         values = values.numpy(force=True)
     return np.asarray(values, dtype=kind).reshape(-1)
@@ -339,7 +276,7 @@ def as_numbers(values: Any, kind: Any) -> np.ndarray:
 def _areas(rles: Sequence[Any]) -> np.ndarray:
     from pycocotools import mask as coco_mask
 
-    # One by one: of a list of more than 255, pycocotools 2.0.11 raises OverflowError with numpy 2.
+    # One by one, as pycocotools 2.0.11 raises OverflowError with numpy 2 for a list of more than 255.
     return np.array([float(coco_mask.area(rle)) for rle in rles])
 
 

@@ -14,8 +14,8 @@ class MeanIoU:
     Definition, over all pixels of all images together: for class k, with true positives TP, false positives FP and
     false negatives FN counted on pixels whose *reference* is not void, IoU_k = TP / (TP + FP + FN). A class with
     TP + FP + FN = 0 was neither present nor predicted: its IoU is NaN and the mean skips it. Void is a property of the
-    reference only: a prediction that is no class (`ignore_index` or any id outside 0..K-1) on a labelled pixel is a
-    false negative of that pixel's class, never excused.
+    reference only: a prediction that is no class (`ignore_index` or any id outside 0..K-1) on a labelled pixel always
+    counts as a false negative of that pixel's class.
 
     Args:
         num_labels: K, the number of classes.
@@ -43,7 +43,7 @@ class MeanIoU:
         (low, high), (predicted_low, predicted_high) = value_ranges(references, predictions)
         void = self.ignore_index
         if (high - low + 1) * (predicted_high - predicted_low + 1) > LARGEST_TABLE:
-            # Far from any class: ids that mean the same are made one.
+            # Some ids are far from any class. All ids that are no class become one, so that the table is small.
             self._refuse_unknown(references[references != void])
             references, void = torch.where(references == void, -1, references), -1
             predictions = predictions.clamp(-1, self.num_labels)
@@ -53,7 +53,7 @@ class MeanIoU:
         columns = torch.arange(predicted_low, predicted_high + 1, device=counts.device)
         if low < 0 or high >= self.num_labels:
             self._refuse_unknown(rows[counts.any(1) & (rows != void)])
-        # Predictions of no class go to the last column.
+        # The last column counts predictions that are no class.
         columns[(columns < 0) | (columns >= self.num_labels)] = self.num_labels
         by_class = torch.zeros(len(rows), self.num_labels + 1, dtype=torch.int64, device=counts.device)
         by_class.index_add_(1, columns, counts)
@@ -70,7 +70,7 @@ class MeanIoU:
             )
 
     def merge(self, other: "MeanIoU") -> None:
-        """Adds what another one has counted."""
+        """Adds the counts of another one."""
         self.confusion += other.confusion
 
     def reduce(self) -> None:

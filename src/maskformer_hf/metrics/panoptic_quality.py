@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation"), counted as panopticapi's `evaluation.py` counts it.
+"""Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation"), as panopticapi's `evaluation.py` computes it.
 
 Shapes: K classes, N reference segments, M predicted segments, H W pixels.
 """
@@ -13,7 +13,7 @@ from .joint_counts import as_integers
 
 
 class PanopticQuality:
-    """Panoptic, segmentation and recognition quality, of which only counts a class are kept.
+    """Panoptic, segmentation and recognition quality. Only the counts of each class are kept.
 
     Definition, per class and over all images: a predicted and a reference segment of the same class match if their
     intersection over union is more than 0.5, where the union leaves out the reference's void. With true positives TP
@@ -21,7 +21,7 @@ class PanopticQuality:
     SQ = sum of matched IoU / TP, RQ = TP / (TP + FP / 2 + FN / 2), PQ = SQ * RQ.
     Crowd segments are no targets. A predicted segment without a match is no FP if more than half of it lies in void or
     in crowd of its own class. The means go over classes with TP + FP + FN > 0; there SQ is 0 where TP is 0.
-    Where panopticapi excuses by the last of several crowd segments of one class, here all of them excuse.
+    Of several crowd segments of one class panopticapi looks at the last one only; here all of them count together.
 
     Args:
         num_labels: K, the number of classes.
@@ -39,12 +39,12 @@ class PanopticQuality:
     def update(self, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         """Counts one image.
 
-        Both are what `post_process_panoptic_segmentation` gives: `segmentation`, an integer map (H, W) of segment ids,
-        and `segments_info`, a list of `id` (from 1), `label_id` and, in references, `iscrowd`. Id 0 is void: nothing
-        predicted, or nothing known. A reference's -1 is known to be no segment, so that what is predicted there is
-        wrong; a prediction's -1 is void.
+        Both have the form that `post_process_panoptic_segmentation` returns: `segmentation`, an integer map (H, W) of
+        segment ids, and `segments_info`, a list of `id` (from 1), `label_id` and, in references, `iscrowd`. Id 0 is
+        void: nothing is predicted, or nothing is known. In a reference -1 is known to be no segment, so that segments
+        predicted there are wrong. In a prediction -1 is void.
 
-        Raises ValueError for maps of different sizes, ids that are in the map or the list alone, and unknown classes.
+        Raises ValueError for maps of different sizes, ids that only the map or only the list has, and unknown classes.
         """
         predicted, true = torch.as_tensor(prediction["segmentation"]), torch.as_tensor(reference["segmentation"])
         if predicted.shape != true.shape or predicted.ndim != 2:
@@ -54,7 +54,7 @@ class PanopticQuality:
             )
         predicted_ids, predicted_labels, _ = self._read(prediction["segments_info"], "predicted")
         true_ids, true_labels, is_crowd = self._read(reference["segments_info"], "reference")
-        # Rows -1, 0, and the reference segments; columns likewise of the predicted.
+        # The rows are -1, 0 and the reference segments; the columns are -1, 0 and the predicted segments.
         table = _pixel_table(true, true_ids, predicted, predicted_ids)
         intersection_NM = table[2:, 2:]
         true_area, predicted_area = table[2:].sum(1), table[:, 2:].sum(0)
@@ -65,10 +65,10 @@ class PanopticQuality:
         union_NM = true_area[:, None] + predicted_area - intersection_NM - void_area
         iou_NM = intersection_NM / np.maximum(union_NM, 1)
         same_label_NM = true_labels[:, None] == predicted_labels
-        # At most one match a segment: two that hold more than half of it would overlap.
+        # A segment has one match at most, as two that hold more than half of it would overlap.
         match_NM = (iou_NM > 0.5) & same_label_NM & ~is_crowd[:, None]
-        excused_area = void_area + (intersection_NM * (same_label_NM & is_crowd[:, None])).sum(0)
-        false_positive = ~match_NM.any(0) & (excused_area <= 0.5 * predicted_area)
+        ignored_area = void_area + (intersection_NM * (same_label_NM & is_crowd[:, None])).sum(0)
+        false_positive = ~match_NM.any(0) & (ignored_area <= 0.5 * predicted_area)
         false_negative = ~match_NM.any(1) & ~is_crowd
         rows, columns = match_NM.nonzero()
         counts = self.counts.numpy()
@@ -79,7 +79,7 @@ class PanopticQuality:
             np.add.at(counts[row], labels, 1)
 
     def _read(self, segments: Sequence[Mapping[str, Any]], whose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids, label ids and is-crowd of a list of segments, by rising id."""
+        """Ids, label ids and is-crowd of a list of segments, by rising id."""
         rows = sorted((int(item["id"]), int(item["label_id"]), bool(item.get("iscrowd", False))) for item in segments)
         ids, labels, is_crowd = (np.array([row[i] for row in rows], kind) for i, kind in enumerate((int, int, bool)))
         if (np.diff(ids) == 0).any() or (ids < 1).any():
@@ -91,7 +91,7 @@ class PanopticQuality:
         return ids, labels, is_crowd
 
     def merge(self, other: "PanopticQuality") -> None:
-        """Adds what another one has counted."""
+        """Adds the counts of another one."""
         self.counts += other.counts
 
     def reduce(self) -> None:
@@ -109,16 +109,17 @@ class PanopticQuality:
         """Returns plain floats, each a share of 1: what is published as PQ 46.5 is 0.465 here.
 
         `pq`, `sq`, `rq`, and each with `_things` and `_stuff`; `per_class`: one dict a class with `label`, `is_thing`,
-        `pq`, `sq`, `rq`, `true_positives`, `false_positives` and `false_negatives`. What no segment speaks of is NaN.
+        `pq`, `sq`, `rq`, `true_positives`, `false_positives` and `false_negatives`. Figures of
+        classes that do not occur are NaN.
         """
         iou, true_positives, false_positives, false_negatives = self.counts.numpy()
         names = id2label or {}
         per_class = []
         with np.errstate(invalid="ignore", divide="ignore"):
             size = true_positives + 0.5 * false_positives + 0.5 * false_negatives
-            seen = size > 0
+            occurs = size > 0
             pq, rq = iou / size, true_positives / size
-            sq = np.where(seen, iou / np.maximum(true_positives, 1), np.nan)
+            sq = np.where(occurs, iou / np.maximum(true_positives, 1), np.nan)
         for index in range(self.num_labels):
             per_class.append(
                 {
@@ -134,7 +135,7 @@ class PanopticQuality:
             )
         result: dict[str, Any] = {}
         is_thing = np.array(self.is_thing)
-        for suffix, members in (("", seen), ("_things", seen & is_thing), ("_stuff", seen & ~is_thing)):
+        for suffix, members in (("", occurs), ("_things", occurs & is_thing), ("_stuff", occurs & ~is_thing)):
             for name, values in (("pq", pq), ("sq", sq), ("rq", rq)):
                 result[name + suffix] = float(values[members].mean()) if members.any() else float("nan")
         return {**result, "per_class": per_class}
@@ -145,7 +146,7 @@ def _pixel_table(
 ) -> np.ndarray:
     """Pixels of each pair of ids, (2 + N, 2 + M) int64; the first two rows and columns are the ids -1 and 0."""
     maps = [as_integers(part, predicted.device).flatten() for part in (true, predicted)]
-    # Segments make long runs of one pair of ids; looking at runs and not at pixels makes ids of any size cheap.
+    # Segments make long runs of one pair of ids. There are few runs, so ids may have any size.
     ends = torch.zeros_like(maps[0], dtype=torch.bool)
     ends[-1:] = True
     for part in maps:
@@ -161,8 +162,8 @@ def _pixel_table(
         place = np.searchsorted(known, values).clip(max=len(known) - 1)
         if (known[place] != values).any():
             raise ValueError(
-                f"the {whose} segmentation holds id {values[known[place] != values][0]}, which its segments_info has "
-                "not; void is 0"
+                f"the {whose} segmentation holds id {values[known[place] != values][0]}, which is not in its "
+                "segments_info; void is 0"
             )
         places.append(place)
     height, width = 2 + len(true_ids), 2 + len(predicted_ids)

@@ -15,23 +15,23 @@ from .video_ap import compare_tubes
 class RegionSimilarity:
     """Region similarity J of DAVIS (https://arxiv.org/abs/1905.00737, unsupervised), and flicker, of objects in videos.
 
-    J of an object: the mean over all frames of the intersection over union of its mask with that of its detection, 1 in
-    frames where neither has a pixel. Each object has one detection for the whole video, at most, such that the sum of
-    J over the video's objects is the largest; classes and scores do not matter, nor do detections without an object.
+    J of an object is the intersection over union of its mask with that of its detection, averaged over all frames. It
+    is 1 in frames where neither has a pixel. Each object has at most one detection for the whole video. The matching is
+    the one with the largest sum of J. Classes and scores do not matter, nor do detections without an object.
 
-    Flicker of an object: how much less its detection resembles itself from one frame to the next than the object does,
-    max(0, IoU(object in t, object in t + 1) - IoU(detection in t, detection in t + 1)), the mean over the pairs of
-    frames that both show the object, and one of which at least shows the detection: nothing found is not steady. 0 is
-    as steady as the truth, or steadier; that of an object without a detection does not count.
+    Flicker of an object tells how much less its detection resembles itself from one frame to the next than the object
+    does: max(0, IoU(object in t, object in t + 1) - IoU(detection in t, detection in t + 1)). It is averaged over the
+    pairs of frames that both show the object and of which at least one shows the detection. 0 means as steady as the
+    truth, or steadier. Objects without a detection have no flicker.
 
-    Crowds are left out. Memory: two numbers an object.
+    Crowds are left out. Memory: two numbers for each object.
     """
 
     def __init__(self) -> None:
         self.objects: list[tuple[float, float]] = []  # J and flicker, NaN where there is none
 
     def update(self, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-        """Counts one video, which is given as to `VideoAP.update`; scores and labels are not needed."""
+        """Counts one video, with the arguments of `VideoAP.update`; scores and labels are not needed."""
         found, true = list(prediction["segmentations"]), list(reference["segmentations"])
         is_crowd = np.asarray(reference.get("is_crowd", np.zeros(len(true))), dtype=bool)
         true = [frames for frames, crowd in zip(true, is_crowd, strict=True) if not crowd]

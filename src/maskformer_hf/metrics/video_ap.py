@@ -15,14 +15,14 @@ CLASS_FIGURES = ("label", "ap", "ap50", "ar", "objects")
 
 
 class VideoAP(MaskAP):
-    """`MaskAP` where a video is what an image is there, and an object its masks in all frames.
+    """`MaskAP` of videos in place of images, where an object has a mask in each frame.
 
-    The intersection over union of two objects is that of the sums over all frames, so an object must be found where it
-    is, when it is, and as one. There are no figures of sizes.
+    Intersection and union of two objects are sums over all frames, so an object must be found in the right places, in
+    the right frames, and as one object. There are no figures of sizes.
 
     Args:
         num_labels: K, the number of classes.
-        max_detections: How many detections of a video and class count, the best ones.
+        max_detections: Most detections of a video and class, the best ones, that count.
     """
 
     def update(self, prediction: Mapping[str, Any], reference: Mapping[str, Any], image_id: int | None = None) -> None:
@@ -31,7 +31,7 @@ class VideoAP(MaskAP):
         Args:
             prediction: `segmentations`, `scores` (D,), `labels` (D,).
             reference: `segmentations`, `labels` (G,); optional `is_crowd` (G,).
-            image_id: Of the video; see `MaskAP.update`.
+            image_id: Id of the video; see `MaskAP.update`.
 
         `segmentations` has one list an object: pycocotools' RLE of each frame, None where the object is out of sight.
         """
@@ -48,7 +48,7 @@ class VideoAP(MaskAP):
 
         def overlaps(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
             shared = intersections[np.ix_(rows, columns)]
-            # Of a crowd it is the share of the detection that lies in it.
+            # For a crowd it is the share of the detection that lies in it.
             union = areas[rows, None] + np.where(is_crowd[columns], 0, true_areas[columns] - shared)
             return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 

@@ -9,7 +9,7 @@ from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
 from .mask_losses import DenseMaskLosses, PointMaskLosses, WeightedTerm
-from .parts import names_of, part_of
+from .parts import is_own, names_of, part_of
 from .prediction_head import PredictionHead
 
 # Fields of a configuration that name a part, and the slot of the table that they name it from.
@@ -42,6 +42,13 @@ def parts_of(config: Any) -> dict[str, Any]:
             raise ValueError(f"`{field}` must be one of {[*none, *names_of(slot)]}, got {name!r}.")
         parts[field] = part_of(slot, name)
     return parts
+
+
+def outside_parts(config: Any) -> list[str]:
+    """The parts that a configuration names and this package does not have, as "field='name'"."""
+    named = [(field, slot, getattr(config, field)) for field, slot in SLOT_FIELDS.items()]
+    named += [("loss_terms", "loss_term", name) for name, _ in _further(config)]
+    return [f"{field}={name!r}" for field, slot, name in named if name is not None and not is_own(slot, name)]
 
 
 def layer_names(config: Any) -> list[str]:

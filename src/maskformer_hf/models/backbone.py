@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 # A feature pyramid, finest map first.
 STRIDES = (4, 8, 16, 32)
 
-# Final norms of classifiers that these backbones keep although no feature map passes them: a parameter without a
-# gradient, for which distributed training would wait.
+# These backbones keep the final norm of a classifier, although no feature map passes it: distributed training would
+# wait for the gradients of its parameters.
 _UNUSED_NORMS = {"bit": "bit.norm", "maskformer-swin": "model.layernorm", "swin": "swin.layernorm"}
 # Norms that a backbone of transformers adds behind the stages of the classifier it is made from; they start as
 # identities. The rest is the counter of BatchNorm, which means nothing where statistics are given.
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Feature maps (B, C, H/s, W/s) at the strides s of `facts` for `pixel_values` (B, C, H, W)."""
         if self.position_stride is not None:
-            # Swin pads to whole patches itself, but resizes its position embeddings to the size before that.
+            # Swin pads to whole patches itself, but resizes its position embeddings to the unpadded size.
             height, width = pixel_values.shape[-2:]
             pixel_values = F.pad(pixel_values, (0, -width % self.position_stride, 0, -height % self.position_stride))
             features = self.body(pixel_values, interpolate_pos_encoding=True).feature_maps

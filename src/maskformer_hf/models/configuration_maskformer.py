@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .assembly import parts_of
+from .assembly import outside_parts, parts_of
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
 from .layers import NUM_NORM_GROUPS
 from .parts import part_of
-from .remote_code import CodeOnTheHub
+from .remote_code import IS_REMOTE, CheckpointMixin
+from .result_options import TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
-TASKS = ("semantic", "instance", "panoptic")
 # Choices that are no parts.
 CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),
@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @strict
-class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
+class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     r"""Configuration of every model of the family.
 
     Args:
@@ -161,7 +161,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
             )
         self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels)
         super().__post_init__(**kwargs)
-        # `strict` calls it as well, but wraps what is raised in an exception of its own that is no ValueError.
+        # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
 
     @classmethod
@@ -173,8 +173,8 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         - Other fields of this class are checked together, as when a configuration is made.
         """
         config_dict = dict(_in_own_layout(config_dict, cls, "This"))
-        if cls._auto_class is None:
-            # It came from the Hub, and what is saved from here on must not refer to the code of that repository.
+        if not IS_REMOTE:
+            # It names the code of the folder that was read, which is not run. The Auto classes need it where it is.
             config_dict.pop("auto_map", None)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         if any(value is not None for value in labels.values()):
@@ -188,7 +188,7 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
                     label for label, row in enumerate(rows) if row in trained.label_ids_to_fuse
                 ]
         own_fields = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        # A backbone_config of a few fields changes only those, which is transformers' business.
+        # transformers merges a `backbone_config` of a few fields into the one that is there.
         for name in (own_fields - {"backbone_config"}) & kwargs.keys():
             config_dict[name] = kwargs.pop(name)
         return super().from_dict(config_dict, **kwargs)
@@ -198,15 +198,18 @@ class MaskFormerHfConfig(CodeOnTheHub, PreTrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        # Before `from_pretrained` sees the other model_type and warns of what is no trouble, or only warns.
+        # Here, because `from_pretrained` would only warn of another model_type, also where it does no harm.
         return _in_own_layout(config_dict, cls, str(pretrained_model_name_or_path)), kwargs
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
         config_dict = super()._dict_from_json_file(json_file)
         if not isinstance(config_dict, dict) or "model_type" not in config_dict:
-            raise ValueError(f"{json_file} is no configuration of a model: it names no `model_type`.")
+            raise ValueError(f"{json_file} is not the configuration of a model: it has no `model_type`.")
         return config_dict
+
+    def parts_without_code(self) -> list[str]:
+        return outside_parts(self)
 
     def validate_parts(self):
         """Refuse what cannot be built. Runs when the configuration is made and before it is saved."""

@@ -43,7 +43,7 @@ class MaskFormerHfPerPixelConfig(MaskFormerHfConfig):
         if 0 <= self.semantic_loss_ignore_index < num_labels:
             raise ValueError(
                 f"`semantic_loss_ignore_index`={self.semantic_loss_ignore_index} is one of the {num_labels} labels: "
-                "choose a value that is none, such as 65535, and give it to void pixels."
+                "choose a value that is not a label, such as 65535, and give it to void pixels."
             )
 
 

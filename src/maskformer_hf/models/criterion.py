@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """Match, then sum the loss over all sets and supervised decoder layers, in float32 whether under autocast or not."""
+    """Match, then sum the loss over all sets and supervised decoder layers, all in float32, under autocast too."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class Criterion(nn.Module):
     def forward(self, sets: Sequence[PredictionSet], targets: Targets) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted sum of all terms of all sets, and each term unweighted and detached under the original's names.
 
-        Mask logits never exist as a whole: matching looks at them part by part, and the losses need but those of matched
-        queries, a tenth of all or fewer. Each frame of a target of a clip is a mask of the loss, but what they are summed
-        to is divided by the number of targets, as in the original.
+        Mask logits never exist as a whole: matching looks at them part by part, and the losses need only those of
+        matched queries, a tenth of all or fewer. Each frame of a target of a clip is a mask of the loss, but their sum
+        is divided by the number of targets, as in the original.
         """
         missing = self.target_maps.keys() - targets.maps.keys()
         if missing:

@@ -82,7 +82,7 @@ def plan_sampling(
     for height, width in sizes[:-1]:
         starts.append(starts[-1] + height * width)
     widths_L, heights_L, starts_L = (
-        # Filled where they are needed: a copy from the host could not be part of a CUDA graph.
+        # Filled on the device: a copy from the host could not be part of a CUDA graph.
         torch.stack([torch.full((), number, dtype=torch.float32, device=device) for number in numbers])
         for numbers in (widths, heights, starts)
     )
@@ -143,9 +143,9 @@ def _neighbors(
     weights fade to 0 within one cell."""
     left = position.floor().clamp(min=0).minimum(last_X)
     offset = position - left
-    # On a cell, where all points of a new model are, derivatives are those from the right, as grid_sample's, and not 0
-    # or halves: leaky_relu of slope -1 is the absolute value with such a derivative. A clamp would not do: where it
-    # begins, its derivative is 1 in torch 2.11 and 0 in torch 2.14.
+    # All points of a new model lie exactly on cells. There the derivative must be the one from the right, as that of
+    # grid_sample is, not 0 or the mean of both sides. leaky_relu with slope -1 is an absolute value with such a
+    # derivative. A clamp would not do: at its lower end the derivative is 1 in torch 2.11 and 0 in torch 2.14.
     weight_left = F.relu(1 - F.leaky_relu(-offset, -1.0))
     weight_right = 1 - F.leaky_relu(neighbors_X - offset, -1.0)
     return left, weight_left, torch.where(weight_right >= 0, weight_right, 0.0)

@@ -1,9 +1,9 @@
 """Focal loss or cross-entropy, and dice loss, of every pixel of the matched masks.
 
-`plain_dense_losses` is what is computed. It keeps a dozen maps of the full size for each mask: gigabytes in a training step.
-`dense_losses` gives the same numbers, and the slope of their weighted sum, with few masks at a time at their full size and
-nothing of it kept. It can, because the slope of a loss at a small logit is a sum over the pixels around it, and these are all
-there while the loss is computed.
+`plain_dense_losses` is what is computed. It keeps a dozen maps of the full size for each mask: gigabytes in a training
+step. `dense_losses` gives the same numbers, and the slope of their weighted sum, with few masks at a time at their full
+size and nothing of it kept. It can, because the slope of a loss at a small logit is a sum over the pixels around it,
+and these are all there while the loss is computed.
 
 Shapes: L layers, M masks, h w cells of the small maps, H W pixels of the large ones.
 """

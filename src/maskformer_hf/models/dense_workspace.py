@@ -1,8 +1,8 @@
 """The memory in which the dense losses work, and how masks get to their full size and slopes back.
 
-Small maps are upsampled as `F.interpolate(mode="bilinear")` does, by products of matrices: rows and columns are cut into
-bands, and what a band is mixed from is a few neighbours, so that little of each matrix is zero. The way back is the product
-with the transposed matrix.
+Small maps are upsampled as `F.interpolate(mode="bilinear")` does, by products of matrices: rows and columns are cut
+into bands, and what a band is mixed from is a few neighbours, so that little of each matrix is zero. The way back is
+the product with the transposed matrix.
 
 Shapes: L layers, M masks, h w cells of the small maps, H W pixels of the large ones.
 """

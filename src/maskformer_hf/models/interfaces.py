@@ -1,8 +1,8 @@
 """What the parts say to each other.
 
-Shape legend of all modelling files: B images, T frames of a clip, L decoder layers, Q queries, E extra queries, R = E + Q
-queries in all, C channels, K classes (K + 1 with no-object), N targets, M matched pairs, P points, H W input pixels, h w
-feature cells, S feature cells in one row.
+Shape legend of all modelling files: B images, T frames of a clip, L decoder layers, Q queries, E extra queries, R = E +
+Q queries in all, C channels, K classes (K + 1 with no-object), N targets, M matched pairs, P points, H W input pixels,
+h w feature cells, S feature cells in one row.
 """
 
 from typing import Any, NamedTuple
@@ -99,7 +99,8 @@ class ExtraQueries(NamedTuple):
     features: (B, E, C), what they start as.
     position: (B, E, C), their position encoding.
     groups: Whose predictions belong together. Their numbers of queries add up to E.
-    attended: Which query (row) may attend to which (column) in self-attention, (R, R) or (B, R, R) bool; None if all may.
+    attended: Which query (row) may attend to which (column) in self-attention, (R, R) or (B, R, R) bool; None if all
+        may.
     masks: Where each extra query looks in every layer, (B, E, H, W) bool in pixels of the input, in place of the mask
         that it predicted itself; None if it attends as the others do.
     """
@@ -116,7 +117,8 @@ class TransformerDecoderOutput(NamedTuple):
     queries: Normalised query embeddings (B, R, C) of each decoder layer that was asked for; the last one is the result.
     attentions: Self-attention weights of each layer, (B, heads, R, R), if asked for.
     cross_attentions: Cross-attention weights of each layer, (B, heads, R, S), if asked for.
-    masks: The `Masks` of the same layers as `queries`, from decoders that need masks themselves; else the head makes them.
+    masks: The `Masks` of the same layers as `queries`, from decoders that need masks themselves; else the head makes
+        them.
     sets: The `PredictionSet`s of a decoder that has heads of its own; else the head makes them.
     """
 
@@ -137,7 +139,7 @@ class Decoded(NamedTuple):
 def join_queries(
     features_BQC: torch.Tensor, position_QC: torch.Tensor, extra: ExtraQueries | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """All queries (B, R, C), their positions, and who may attend to whom, for a decoder with these queries of its own."""
+    """All queries (B, R, C), their positions, and who may attend to whom, for a decoder with these own queries."""
     if extra is None:
         return features_BQC, position_QC, None
     position_BQC = position_QC.expand(features_BQC.shape[0], -1, -1)
@@ -146,8 +148,8 @@ def join_queries(
     attended = extra.attended
     if attended is not None and attended.shape[-2:] != (features_BRC.shape[1],) * 2:
         raise ValueError(
-            f"`attended` of extra queries has shape {tuple(attended.shape)}: there are {features_BRC.shape[1]} queries, "
-            f"{extra.features.shape[1]} extra ones and then the decoder's own {features_BQC.shape[1]}."
+            f"`attended` of extra queries has shape {tuple(attended.shape)}: there are {features_BRC.shape[1]} "
+            f"queries, {extra.features.shape[1]} extra ones and then the decoder's own {features_BQC.shape[1]}."
         )
     # One for all heads.
     return features_BRC, position_BRC, None if attended is None else attended.unsqueeze(-3)

@@ -59,8 +59,10 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @torch.no_grad()
 def keep_rows(new: Layer, old: nn.Module, rows: Sequence[int | None]) -> Layer:
-    """Make row i of every parameter and buffer of `new` row `rows[i]` of the same one of `old`; None leaves it as it is.
-    What has no rows, a number, is kept."""
+    """Make row i of every parameter and buffer of `new` row `rows[i]` of the same one of `old`.
+
+    None leaves a row as it is. A parameter without rows, a number, is kept.
+    """
     former = dict((*old.named_parameters(), *old.named_buffers()))
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
         if not tensor.dim():

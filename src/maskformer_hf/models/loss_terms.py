@@ -1,9 +1,9 @@
 """The terms of the loss: what a matched mask loses, and what a class does.
 
-A mask term is called with `Pixels` and returns the loss of each mask, (N,). It says in `maps` which maps of the targets it
-needs, by name; each is a function of the masks (N, H, W), bool, of one image, to (N, H, W) or so, which the collator's workers
-call. `register("loss_term", name, Part(build))` of `parts.py` makes one known, and the field `loss_terms` of a configuration
-gives it a weight.
+A mask term is called with `Pixels` and returns the loss of each mask, (N,). It says in `maps` which maps of the targets
+it needs, by name; each is a function of the masks (N, H, W), bool, of one image, to (N, H, W) or so, which the
+collator's workers call. `register("loss_term", name, Part(build))` of `parts.py` makes one known, and the field
+`loss_terms` of a configuration gives it a weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class MaskTerm(Protocol):
 
 
 class FocalLoss:
-    """Sigmoid focal loss (alpha 0.25, gamma 2; https://arxiv.org/abs/1708.02002), averaged over the pixels of a mask."""
+    """Sigmoid focal loss (https://arxiv.org/abs/1708.02002), averaged over the pixels of a mask."""
 
     maps: Mapping[str, TargetMap] = {}
 

@@ -55,7 +55,7 @@ def last_layer_first(num_layers: int) -> list[int]:
 
 
 class DenseMaskLosses:
-    """Terms of every pixel. The first two are focal loss or cross-entropy and dice loss, which are computed together."""
+    """Terms of every pixel. The first two, focal loss or cross-entropy and dice loss, are computed together."""
 
     def __init__(self, terms: Sequence[WeightedTerm], mask_term: str):
         self.terms = terms

@@ -2,8 +2,8 @@
 
 A model makes masks of L layers times B images times Q queries, and few of them are ever looked at: matching reads some
 pixels at a time, losses the masks of matched queries, results those of queries that can win. `Masks` is what they ask.
-`ProductMasks` are MaskFormer's, the products of mask embeddings and pixel embeddings. `DenseMasks` are logits that exist
-already, such as attention maps.
+`ProductMasks` are MaskFormer's, the products of mask embeddings and pixel embeddings. `DenseMasks` are logits that
+exist already, such as attention maps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ class Masks:
     """
 
     shape: torch.Size
-    device: torch.device
+    device: Any
 
     def layer(self, layer: int) -> torch.Tensor:
         """All logits of one layer, (B, Q, h, w)."""
@@ -86,8 +86,11 @@ class Masks:
 
 
 class ImageMasks:
-    """The result of one image. It behaves as a tensor (Q, h, w) as far as its shape, its device and indexing by a tensor
-    of queries or by a slice go; indexing makes the masks that it names."""
+    """The result of one image.
+
+    It behaves as a tensor (Q, h, w) as far as its shape, its device, and indexing by a tensor of queries or by a slice
+    go. Indexing makes the masks that it names.
+    """
 
     def __init__(self, masks: Masks, image: int):
         self.masks = masks
@@ -201,4 +204,4 @@ def _copies(layers: slice, logits_RX: torch.Tensor) -> MaskValues:
     def read_negated(values: slice, out: torch.Tensor) -> torch.Tensor:
         return torch.neg(logits_RX[:, values], out=out)
 
-    return MaskValues(layers, *logits_RX.shape, read_negated)
+    return MaskValues(layers, logits_RX.shape[0], logits_RX.shape[1], read_negated)

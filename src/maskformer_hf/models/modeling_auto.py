@@ -4,28 +4,21 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .image_processing_maskformer import MaskFormerHfImageProcessor
+from .auto_classes import IMAGE_PROCESSOR, MODEL_REFERENCES, PROCESSORS, class_of
 from .modeling_maskformer import MaskFormerHfForUniversalSegmentation
-from .modeling_per_pixel import MaskFormerHfPerPixelBaseline
-from .modeling_video import MaskFormerHfForVideoSegmentation
 from .transformers_layout import MODEL_TYPES
-from .video_processing_maskformer import MaskFormerHfVideoProcessor
 
 # By `model_type`.
 MODEL_CLASSES: dict[str, Any] = {
-    "maskformer_hf": MaskFormerHfForUniversalSegmentation,
-    "maskformer_hf_per_pixel": MaskFormerHfPerPixelBaseline,
-    "maskformer_hf_video": MaskFormerHfForVideoSegmentation,
+    **{model_type: class_of(reference) for model_type, reference in MODEL_REFERENCES.items()},
     # transformers' own, which are translated.
     **dict.fromkeys(MODEL_TYPES, MaskFormerHfForUniversalSegmentation),
 }
-# By `model_type`, where it is not that of images.
-PROCESSOR_CLASSES: dict[str, Any] = {"maskformer_hf_video": MaskFormerHfVideoProcessor}
 
 
 def processor_class_of(config: PreTrainedConfig) -> Any:
     """The class that prepares the inputs of a model of this configuration."""
-    return PROCESSOR_CLASSES.get(config.model_type, MaskFormerHfImageProcessor)
+    return class_of(PROCESSORS.get(config.model_type, IMAGE_PROCESSOR)["AutoImageProcessor"])
 
 
 def sees_clips(config: PreTrainedConfig) -> bool:

@@ -31,7 +31,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
-            memory = self.pixel_decoder.memory
+            memory: Any = self.pixel_decoder.memory
             self.transformer_decoder = make_transformer_decoder(config, self.backbone.facts, memory)
         self.post_init()
 
@@ -76,8 +76,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         leading = LEADING_DIMENSIONS[self.config.kind]
         if pixel_values.dim() != len(leading) + 3 or pixel_values.shape[-3] != self.config.num_channels:
             raise ValueError(
-                f"`pixel_values` must have shape ({', '.join(leading)}, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}."
+                f"`pixel_values` must have shape ({', '.join(leading)}, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
             )
         features = self.backbone(pixel_values.flatten(0, -4).to(self.dtype))
         return Encoded(features, self.pixel_decoder(features, ask))
@@ -101,10 +101,10 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         output = decoded.outputs[-1] if decoded.outputs else None
         queries = tuple(own[:, num_extra:] for own in output.queries) if output else ()
 
-        def by_clip(maps: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
+        def by_clip(maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             """Maps of frames, (B T, ...), as maps of clips, (B, T, ...)."""
-            if maps is None or ask.num_frames is None:
-                return None if maps is None else tuple(maps)
+            if ask.num_frames is None:
+                return tuple(maps)
             return tuple(frames.unflatten(0, (-1, ask.num_frames)) for frames in maps)
 
         features, [embeddings] = by_clip(encoded.features), by_clip([encoded.pixels.embeddings])
@@ -115,7 +115,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             "encoder_hidden_states": features if ask.hidden_states else None,
             "pixel_decoder_hidden_states": by_clip(encoded.pixels.memory) if ask.hidden_states else None,
             "transformer_decoder_hidden_states": queries if ask.hidden_states and queries else None,
-            "encoder_attentions": by_clip(encoded.pixels.attentions),
+            "encoder_attentions": encoded.pixels.attentions and by_clip(encoded.pixels.attentions),
             "decoder_attentions": output and output.attentions,
             "cross_attentions": output and output.cross_attentions,
         }
@@ -190,7 +190,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             **logits_of(sets[-1], output_auxiliary_logits, lazy_masks),
-            **sizes_of(pixel_values, pixel_mask, ask),
+            image_sizes=image_sizes_of(pixel_values, pixel_mask, ask),
+            padded_sizes=size_rows(pixel_values, pixel_values.shape[-2:]),
             **self.model.hidden_states(encoded, decoded, ask),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
@@ -231,17 +232,15 @@ def logits_of(predictions: PredictionSet, auxiliary: bool | None, lazy: bool) ->
     }
 
 
-def sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, ask: Ask) -> dict[str, torch.Tensor]:
-    """Sizes of the images with and without padding: fields of [`MaskFormerHfForUniversalSegmentationOutput`]."""
-    padded_sizes = size_rows(pixel_values, pixel_values.shape[-2:])
+def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, ask: Ask) -> torch.Tensor:
+    """Height and width of the part of each image that is no padding, (B, 2)."""
     if pixel_mask is None:
-        return {"image_sizes": padded_sizes, "padded_sizes": padded_sizes.clone()}
+        return size_rows(pixel_values, pixel_values.shape[-2:])
     real = pixel_mask.bool()
     if ask.num_frames is not None:
         # The frames of a clip have one size.
         real = real.any(1)
-    image_sizes = torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
-    return {"image_sizes": image_sizes, "padded_sizes": padded_sizes}
+    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
 
 
 def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

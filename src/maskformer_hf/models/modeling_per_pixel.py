@@ -11,7 +11,7 @@ import torch
 
 from .configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .criterion_per_pixel import check_labels, full_size, labels_from_masks, per_pixel_loss
-from .modeling_maskformer import MaskFormerHfModel, default, size_rows, sizes_of
+from .modeling_maskformer import MaskFormerHfModel, default, image_sizes_of, size_rows
 from .modeling_outputs import MaskFormerHfForSemanticSegmentationOutput
 from .modeling_pretrained import MaskFormerHfPreTrainedModel
 from .pixel_heads import PixelHead, QueryPixelHead
@@ -83,7 +83,8 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
             loss_dict=loss_dict,
             logits=logits_LBKhw[-1],
             auxiliary_logits=tuple(logits_LBKhw[:-1]) if output_auxiliary_logits else None,
-            **{**sizes_of(pixel_values, pixel_mask, ask), "padded_sizes": size_rows(pixel_values, size)},
+            image_sizes=image_sizes_of(pixel_values, pixel_mask, ask),
+            padded_sizes=size_rows(pixel_values, size),
             **self.model.hidden_states(encoded, decoded, ask),
         )
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()

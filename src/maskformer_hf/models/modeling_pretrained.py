@@ -16,13 +16,14 @@ from .assembly import layer_names
 from .backbone import load_pretrained_backbone, pretrained_backbone_config
 from .configuration_maskformer import MaskFormerHfConfig
 from .labels import LABEL_FIELDS, matching_labels
-from .remote_code import CodeOnTheHub
+from .remote_code import CheckpointMixin
+from .saved_facts import update_saved_processor
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
 
 logger = logging.getLogger(__name__)
 
 
-class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
+class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config_class = MaskFormerHfConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -62,7 +63,7 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         labels: dict[str, Any] = {}
         wanted = None
         if not isinstance(config, PreTrainedConfig):
-            # Loaded as it was trained, and changed afterwards: so nothing but the classifier may differ in size.
+            # Load the model as it was trained and change its labels afterwards: only the classifier may differ in size.
             labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
         else:
             if config.model_type != config_class.model_type:
@@ -82,7 +83,7 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(_describe_broken_files(pretrained_model_name_or_path, error)) from error
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        # It is saved under its own names, and not renamed back to those it was read from.
+        # Save under our own names; transformers would rename them back to those that were read.
         model._weight_conversions = None
         if labels:
             wanted = type(model.config).from_dict(model.config.to_dict(), **labels)
@@ -111,6 +112,13 @@ class MaskFormerHfPreTrainedModel(CodeOnTheHub, PreTrainedModel):
         base_model: Any = model.base_model
         load_pretrained_backbone(base_model.backbone, source, backbone_weights)
         return model
+
+    def parts_without_code(self) -> list[str]:
+        return self.config.parts_without_code()
+
+    def complete_folder(self, folder: Path):
+        # The processor beside reads results by what the model's configuration says of them.
+        update_saved_processor(folder, self.config)
 
     def get_input_embeddings(self) -> Any:
         """None: no table of tokens. FSDP through Accelerate asks."""

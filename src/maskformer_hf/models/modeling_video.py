@@ -21,8 +21,8 @@ class MaskFormerHfForVideoSegmentation(MaskFormerHfForUniversalSegmentation):
 
     The arguments of a forward are those of [`MaskFormerHfForUniversalSegmentation`], with clips in place of images:
     `pixel_values` (B, T, C, H, W), `pixel_mask` and `void_masks` (B, T, H, W), and `mask_labels` (N_i, T, H, W) of each
-    clip. An object that is out of sight has no pixel in that frame, but at least one in some frame. `class_labels` (N_i,)
-    has one class an object, not one a frame.
+    clip. An object that is out of sight has no pixel in that frame, but at least one in some frame. `class_labels`
+    (N_i,) has one class an object, not one a frame.
 
     Of one frame it makes what Mask2Former makes of an image: the encoding of time is then one constant on all keys,
     which no softmax over them sees.

@@ -17,38 +17,24 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | assigner | `assigner` | `(config)` | `HungarianAssigner` |
 | class_loss | `class_loss` | `(config)` | `ClassCrossEntropy` |
 | loss_term | `mask_term`, `loss_terms` | `(config)` | `loss_terms.py` |
-| merging | `panoptic_merging` | a rule of `results.py` itself | `results.py` |
+| merging | `panoptic_merging` | `(class_logits, masks, geometry, options)` | `panoptic_segmentation` |
 | plan | none; an argument of `predict` | `(...)` | `inference/plans.py` |
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from .assigners import HungarianAssigner
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
+from .panoptic import MERGINGS
+from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .prediction_head import LinearClassHead
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
-
-
-def _accept(config: Any):
-    """Any configuration will do."""
-
-
-class Part(NamedTuple):
-    """
-    build: Makes the part; see the table above for what it is called with.
-    check: Raises a ValueError for a configuration that the part does not fit.
-    layers: Class names of the layers that it repeats, which FSDP wraps one by one.
-    """
-
-    build: Callable[..., Any]
-    check: Callable[[Any], None] = _accept
-    layers: tuple[str, ...] = ()
 
 
 def _masked_decoder(
@@ -88,7 +74,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "cross_entropy": Part(lambda config: CrossEntropyLoss()),
         "dice": Part(lambda config: DiceLoss()),
     },
-    "merging": {"argmax": Part(lambda config: None)},
+    "merging": MERGINGS,
     "plan": {},
 }
 # What the table has by itself, and a copy of this code on the Hub has too.

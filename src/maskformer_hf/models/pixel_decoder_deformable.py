@@ -17,7 +17,7 @@ from .transformer_layers import FeedForward, LayerSizes, check_width
 
 # Points that every head of every cell looks at on every map.
 NUM_POINTS = 4
-# Maps that the transformer decoder attends to in turn, of strides 32, 16 and 8.
+# The transformer decoder attends to so many maps in turn, of strides 32, 16 and 8.
 NUM_MEMORY_LEVELS = 3
 
 
@@ -127,8 +127,8 @@ class DeformablePixelDecoder(nn.Module):
         attentions = []
         for layer in self.layers[: ask.num_encoder_layers]:
             if torch.is_grad_enabled() and states_BSC.requires_grad:
-                # What the layers keep for the gradient is a third of what a training step keeps. Making it again is
-                # about an eighth of the arithmetic of a step.
+                # What these layers keep for the gradient is a third of the memory of a training step. Computing it
+                # again costs about an eighth of the arithmetic of a step.
                 states_BSC, weights = checkpoint(
                     layer, states_BSC, position_SC, plan, ask.need_weights, use_reentrant=False
                 )

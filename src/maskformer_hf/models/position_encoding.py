@@ -44,6 +44,6 @@ def _encode(size: int, channels: int, device: torch.device, temperature: float) 
     index = torch.arange(channels, dtype=torch.float32, device=device)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / channels)
     position = torch.arange(1, size + 1, dtype=torch.float32, device=device)
-    # 1e-6 is in the original, and moves its values by up to 1e-6 of a turn.
+    # The original has the 1e-6. It moves values by up to 1e-6 of a turn.
     phase = (position / (size + 1e-6) * (2 * math.pi))[:, None] / frequency
     return torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1)

@@ -58,8 +58,8 @@ class LinearClassHead(nn.Linear):
     def from_config(cls, config: Any) -> "LinearClassHead":
         return cls(config.hidden_size, config.num_labels)
 
-    def forward(self, queries_LBQC: torch.Tensor, context: HeadContext | None = None) -> torch.Tensor:
-        return super().forward(queries_LBQC)
+    def forward(self, input: torch.Tensor, context: HeadContext | None = None) -> torch.Tensor:
+        return super().forward(input)
 
     def with_classes(self, rows: Sequence[int | None]) -> "LinearClassHead":
         """A head of which class i is the former class `rows[i]`, or a new one. No-object stays no-object."""

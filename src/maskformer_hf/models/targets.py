@@ -1,4 +1,6 @@
-"""What a batch is taught, checked once: masks with their classes, where nothing counts, and maps that loss terms ask for."""
+"""What a batch is taught, checked once: masks with their classes, where nothing counts, and maps that loss terms ask
+for.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -115,8 +115,8 @@ class MaskedTransformerDecoder(nn.Module):
     def check(config: Any):
         if config.is_per_pixel:
             raise ValueError(
-                "`transformer_decoder='masked'` attends within masks of queries, which a per-pixel model does not have: "
-                "choose 'detr', or None."
+                "`transformer_decoder='masked'` attends within masks of queries, which a per-pixel model does not "
+                "have: choose 'detr', or None."
             )
         check_width(config, "hidden_size")
         if config.decoder_encoder_layers:

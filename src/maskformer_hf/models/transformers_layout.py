@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import Mask2FormerConfig, MaskFormerConfig
 
-# Their `model_type`.
+# The `model_type` of each.
 MASKFORMER, MASK2FORMER = "maskformer", "mask2former"
 MODEL_TYPES = (MASKFORMER, MASK2FORMER)
 
-# Fields that make a Mask2Former and no transformers configuration has: its class says it all.
+# Fields that make a Mask2Former. transformers' configuration has none of them, because its class says it all.
 MASK2FORMER_PARTS = {
     "pixel_decoder": "deformable",
     "transformer_decoder": "masked",
@@ -21,7 +21,7 @@ MASK2FORMER_PARTS = {
     "intersect_with_mask": True,
 }
 
-# Our field -> theirs, of a MaskFormer.
+# MaskFormer: our field -> theirs.
 FIELDS = {
     "feature_size": "fpn_feature_size",
     "mask_feature_size": "mask_feature_size",
@@ -31,7 +31,7 @@ FIELDS = {
     "dice_weight": "dice_weight",
     "no_object_weight": "no_object_weight",
 }
-# Where our fields without a counterpart are in a configuration of theirs that was made of one of ours.
+# A configuration of theirs that was made of one of ours keeps our further fields here.
 OWN_SECTION = "maskformer_hf"
 # Our field -> theirs in `decoder_config`.
 DECODER_FIELDS = {
@@ -42,7 +42,7 @@ DECODER_FIELDS = {
     "decoder_layers": "decoder_layers",
     "num_queries": "num_queries",
 }
-# Our field -> theirs, of a Mask2Former. `decoder_layers` is one more there, which counts predictions.
+# Mask2Former: our field -> theirs. `decoder_layers` is one more there, because it counts predictions.
 MASK2FORMER_FIELDS = {
     "feature_size": "feature_size",
     "mask_feature_size": "mask_feature_size",
@@ -64,7 +64,7 @@ MASK2FORMER_FIELDS = {
     "oversample_ratio": "oversample_ratio",
     "importance_sample_ratio": "importance_sample_ratio",
 }
-# Their fields that a constructor of ours would take for an unknown attribute, and ours in their place.
+# Fields of theirs that our constructors do not know, and what they are called here.
 RENAMED_FIELDS = {
     "fpn_feature_size": "`feature_size`",
     "cross_entropy_weight": "`class_weight`",
@@ -98,7 +98,7 @@ _MASK2FORMER_WITHOUT_COUNTERPART = (
     "decoder_layers",
     # What their image processor leaves out already.
     "ignore_value",
-    # Of one value each, or the checkpoint is refused.
+    # These have one value each; a checkpoint with another is refused.
     "activation_function",
     "common_stride",
     "feature_strides",
@@ -134,7 +134,7 @@ WEIGHT_NAMES = {
     _PIXEL_DECODER + r"fpn\.layers\.(\d+)\.proj\.": r"model.pixel_decoder.laterals.\1.",
     _PIXEL_DECODER + r"fpn\.layers\.(\d+)\.block\.": r"model.pixel_decoder.outputs.\1.",
     _PIXEL_DECODER + r"mask_projection\.": "model.pixel_decoder.mask_projection.",
-    # Of Mask2Former, here and below.
+    # Mask2Former's, down to the queries.
     _PIXEL_DECODER + r"input_projections\.": "model.pixel_decoder.input_projections.",
     _PIXEL_DECODER + r"level_embed$": "model.pixel_decoder.level_embedding",
     _PIXEL_DECODER + r"adapter_1\.": "model.pixel_decoder.laterals.0.",
@@ -155,7 +155,7 @@ WEIGHT_NAMES = {
     _LAYER + r"cross_attn\.in_proj_": r"model.transformer_decoder.layers.\1.cross_attn.in_proj.",
     _LAYER + r"cross_attn\.out_proj\.": r"model.transformer_decoder.layers.\1.cross_attn.o_proj.",
     _LAYER + r"cross_attn_layer_norm\.": r"model.transformer_decoder.layers.\1.cross_attn_norm.",
-    # Of both, here and below.
+    # Both models have these.
     _TRANSFORMER + r"queries_embedder\.": "model.transformer_decoder.query_position.",
     _TRANSFORMER + r"input_projection\.": "model.transformer_decoder.input_projection.",
     _TRANSFORMER + r"decoder\.layernorm\.": "model.transformer_decoder.norm.",
@@ -173,7 +173,7 @@ WEIGHT_NAMES = {
     r"^mask_embedder\.(\d+)\.0\.": r"head.mask_embedder.layers.\1.",
 }
 
-# What their checkpoints hold and no model of ours, after renaming.
+# Weights of their checkpoints that no model of ours has, by their names after renaming.
 IGNORED_WEIGHTS = (
     # Swin's classification LayerNorm: no feature map passes it.
     r"backbone\.body\.swin\.layernorm\.",
@@ -197,7 +197,7 @@ def translate_config(theirs: dict[str, Any], own_model_type: str) -> dict[str, A
         "model_type": own_model_type,
         "backbone_config": _translate_backbone(backbone.to_dict()),
         "num_channels": backbone.num_channels,
-        # Trained by the original with fixed statistics, which transformers' BatchNorm is only in `eval()`.
+        # The original trains with fixed statistics; transformers' BatchNorm fixes them only in `eval()`.
         "freeze_batch_norm": True,
         **theirs.get(OWN_SECTION, {}),
     }
@@ -207,7 +207,7 @@ def _translate_maskformer(theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Their configuration of the backbone, and all other fields in ours."""
     backbone = theirs.get("backbone_config")
     if backbone is not None and backbone["model_type"] == "maskformer-swin":
-        # Their second implementation of the same network, of which they warn that it is not supported.
+        # A second implementation of the same network. transformers warns that it is not supported.
         theirs = {**theirs, "backbone_config": {**backbone, "model_type": "swin"}}
     parsed: Any = MaskFormerConfig.from_dict(theirs)
     decoder = parsed.decoder_config
@@ -254,6 +254,6 @@ def _translate_mask2former(theirs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
 def _translate_backbone(backbone: dict[str, Any]) -> dict[str, Any]:
     if backbone["model_type"] != "swin":
         return backbone
-    # Theirs gives the features of all stages, whatever its configuration says.
+    # transformers' MaskFormer takes the features of all stages, whatever the configuration says.
     stages = [f"stage{stage + 1}" for stage in range(len(backbone["depths"]))]
     return {**backbone, "out_features": stages, "out_indices": None}

@@ -6,7 +6,6 @@ are those of the image processor; its file, preprocessor_config.json, and transf
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import Unpack
 
-from .image_processing_maskformer import (
-    MaskFormerHfImageProcessor,
-    MaskFormerHfImageProcessorKwargs,
-    as_tensor,
-)
-from .post_processing import best_tracks, encode_coco_rle, image_geometries, tube_masks
+from .coco_rle import encode_seen
+from .image_files import IMAGE_SUFFIXES, is_image_file, natural_order
+from .image_geometry import image_geometries
+from .image_processing_maskformer import MaskFormerHfImageProcessor, MaskFormerHfImageProcessorKwargs
+from .image_reading import as_tensor, read_images, size_of
+from .image_targets import add_targets, as_binary
+from .instances import best_tracks, tube_masks
 from .resize import resize_nearest
-
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def frames_of(video: Any) -> Sequence[Any]:
@@ -41,10 +39,10 @@ def frames_of(video: Any) -> Sequence[Any]:
         if not folder.is_dir():
             remedy = f"`ffmpeg -i {folder.name} frames/%05d.jpg` makes one of a video file" if folder.is_file() else ""
             raise ValueError(f"{str(folder)!r} is no folder of frames{remedy and f': {remedy}'}.")
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+        paths = [path for path in folder.iterdir() if is_image_file(path)]
         if not paths:
-            raise ValueError(f"The folder {str(folder)!r} has no frames: none of {', '.join(FRAME_SUFFIXES)} is there.")
-        return sorted(paths, key=_order_of_names)
+            raise ValueError(f"The folder {str(folder)!r} has no frames: none of {', '.join(IMAGE_SUFFIXES)} is there.")
+        return sorted(paths, key=natural_order)
     frames: Any = video if isinstance(video, (np.ndarray, Tensor)) else list(video)
     if len(frames) == 0:
         raise ValueError("A video has no frames; give at least one.")
@@ -61,6 +59,7 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
 
     # The original's for ResNets; its Swins were tested with 480.
     size = {"shortest_edge": 360, "longest_edge": 1333}  # noqa: RUF012
+    task = "instance"
 
     def __call__(self, videos: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         return self.preprocess(videos, *args, **kwargs)
@@ -91,86 +90,32 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
             raise ValueError(
                 f"Clips of a batch need as many frames each, these have {', '.join(map(str, lengths))}: cut them."
             )
+        num_frames = lengths[0]
         options: dict[str, Any] = dict(kwargs)
         return_tensors = options.pop("return_tensors", None)
-        data_format = options.get("input_data_format")
-        frames = [
-            self._read_image(
-                frame,
-                index,
-                options.get("do_convert_rgb", getattr(self, "do_convert_rgb", None)),
-                data_format,
-                options.get("image_mean", self.image_mean),
-                options.get("device"),
-            )
-            for index, frame in enumerate(frame for clip in clips for frame in clip)
-        ]
-        original_sizes = [self._size_of_clip(frames[i : i + lengths[0]], i) for i in range(0, len(frames), lengths[0])]
+        frames = read_images(
+            (frame for clip in clips for frame in clip),
+            do_convert_rgb=options.get("do_convert_rgb", getattr(self, "do_convert_rgb", None)),
+            input_data_format=options.get("input_data_format"),
+            image_mean=options.get("image_mean", self.image_mean),
+            device=options.get("device"),
+        )
+        original_sizes = [_size_of_clip(frames[i : i + num_frames], i) for i in range(0, len(frames), num_frames)]
         options["input_data_format"] = "channels_first"
         features = super().preprocess(frames, return_tensors="pt", **options)
         del frames
-        data = {name: features[name].unflatten(0, (len(clips), lengths[0])) for name in ("pixel_values", "pixel_mask")}
-        if mask_labels is None and class_labels is None:
-            return BatchFeature(data=data, tensor_type=return_tensors)
-        targets = [
-            self._target(*target, clip, lengths[0], size, data["pixel_mask"][clip, 0], options)
-            for clip, (target, size) in enumerate(
-                zip(_pair_targets(mask_labels, class_labels, len(clips)), original_sizes, strict=True)
-            )
-        ]
+        data = {name: features[name].unflatten(0, (len(clips), num_frames)) for name in ("pixel_values", "pixel_mask")}
         batch = BatchFeature(data=data, tensor_type=return_tensors)
-        # Lists, since clips differ in the number of objects.
-        as_numpy = str(getattr(return_tensors, "value", return_tensors)) == "np"
-        batch["mask_labels"] = [masks.numpy(force=True) if as_numpy else masks for masks, _ in targets]
-        batch["class_labels"] = [labels.numpy(force=True) if as_numpy else labels for _, labels in targets]
+        if mask_labels is not None or class_labels is not None:
+            num_labels = options.get("num_labels", self.num_labels)
+            pairs = _pair_targets(mask_labels, class_labels, len(clips))
+            targets = [
+                ClipTarget(index, masks, labels, (num_frames, *size))
+                for index, ((masks, labels), size) in enumerate(zip(pairs, original_sizes, strict=True))
+            ]
+            pixel_masks = data["pixel_mask"][:, 0]
+            add_targets(batch, [item.tubes(mask, num_labels) for item, mask in zip(targets, pixel_masks, strict=True)])
         return batch
-
-    @staticmethod
-    def _size_of_clip(frames: list[Tensor], first: int) -> tuple[int, int]:
-        sizes = [(frame.shape[-2], frame.shape[-1]) for frame in frames]
-        for index, size in enumerate(sizes):
-            if size != sizes[0]:
-                raise ValueError(
-                    f"Frames {first} and {first + index} belong to one clip, but have sizes {sizes[0]} and {size} "
-                    "(height, width): resize one of them."
-                )
-        return sizes[0]
-
-    def _target(
-        self,
-        masks: Any,
-        labels: Any,
-        clip: int,
-        num_frames: int,
-        size: tuple[int, int],
-        pixel_mask_HW: Tensor,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:
-        """Masks (N, T, H, W) bool at the size of `pixel_mask_HW`, and classes (N,), of the objects that are seen."""
-        masks, labels = as_tensor(masks), as_tensor(labels)
-        expected = (num_frames, *size)
-        if len(masks) == 0:
-            masks, labels = masks.new_zeros((0, *expected)), labels.new_zeros(0, dtype=torch.int64)
-        if tuple(masks.shape[1:]) != expected:
-            raise ValueError(
-                f"mask_labels[{clip}] has shape {tuple(masks.shape)}; its clip has {num_frames} frames of {size} "
-                "(height, width): give (N, frames, height, width)."
-            )
-        binary = masks.bool()
-        if not bool((masks == binary).all()):
-            value = masks[masks != binary][0].item()
-            raise ValueError(f"mask_labels[{clip}] holds {value}; masks are of zeros and ones.")
-        seen = binary.flatten(1).any(1)
-        num_labels = options.get("num_labels", self.num_labels)
-        classes = [
-            _class_of_object(labels, clip, index, len(masks), num_labels) for index in seen.nonzero()[:, 0].tolist()
-        ]
-        rows, columns = int(pixel_mask_HW.any(1).sum()), int(pixel_mask_HW.any(0).sum())
-        resized = resize_nearest(binary[seen], (rows, columns))
-        alive = resized.flatten(1).any(1)
-        padded = torch.zeros((int(alive.sum()), num_frames, *pixel_mask_HW.shape), dtype=torch.bool)
-        padded[..., :rows, :columns] = resized[alive].to(padded.device)
-        return padded, torch.tensor(classes, dtype=torch.int64)[alive.cpu()]
 
     def post_process_instance_segmentation(  # pyrefly: ignore[bad-override]  (tubes cannot lie in one map)
         self,
@@ -219,10 +164,63 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
         return results
 
 
-def encode_seen(masks_NHW: Tensor) -> list[dict[str, Any] | None]:
-    """pycocotools' RLE of each mask, None of those without a pixel."""
-    seen = masks_NHW.flatten(1).any(1).tolist()
-    return [rle if has_pixels else None for rle, has_pixels in zip(encode_coco_rle(masks_NHW), seen, strict=True)]
+class ClipTarget:
+    """Targets of one clip before resizing; T frames, N objects.
+
+    Raises ValueError for masks that do not fit the clip, and for values that are not 0 or 1.
+    """
+
+    def __init__(self, clip: int, masks: Any, labels: Any, size: tuple[int, int, int]) -> None:
+        """`masks` (N, T, H, W) and `labels` (N,) or (N, T) of clip number `clip`, whose `size` is (T, H, W)."""
+        masks, labels = as_tensor(masks), as_tensor(labels)
+        if len(masks) == 0:
+            masks, labels = masks.new_zeros((0, *size)), labels.new_zeros(0, dtype=torch.int64)
+        if tuple(masks.shape[1:]) != size:
+            raise ValueError(
+                f"mask_labels[{clip}] has shape {tuple(masks.shape)}; its clip has {size[0]} frames of {size[1:]} "
+                "(height, width): give (N, frames, height, width)."
+            )
+        self.clip = clip
+        self.masks_NTHW = as_binary(masks, f"mask_labels[{clip}]")
+        self.labels = labels
+
+    def tubes(self, pixel_mask_HW: Tensor, num_labels: int | None) -> tuple[Tensor, Tensor]:
+        """Masks (N, T, H, W) bool at the size of `pixel_mask_HW`, and classes (N,), of the objects that are seen."""
+        seen = self.masks_NTHW.flatten(1).any(1)
+        classes = [self._class_of(index, num_labels) for index in seen.nonzero()[:, 0].tolist()]
+        rows, columns = int(pixel_mask_HW.any(1).sum()), int(pixel_mask_HW.any(0).sum())
+        resized = resize_nearest(self.masks_NTHW[seen], (rows, columns))
+        alive = resized.flatten(1).any(1)
+        padded = torch.zeros((int(alive.sum()), resized.shape[1], *pixel_mask_HW.shape), dtype=torch.bool)
+        padded[..., :rows, :columns] = resized[alive].to(padded.device)
+        return padded, torch.tensor(classes, dtype=torch.int64)[alive.cpu()]
+
+    def _class_of(self, index: int, num_labels: int | None) -> int:
+        """The one class of an object, whichever frames tell it."""
+        count = len(self.masks_NTHW)
+        if len(self.labels) != count:
+            raise ValueError(
+                f"Clip {self.clip} has {count} masks and {len(self.labels)} class labels; give one label an object."
+            )
+        found = {int(label) for label in self.labels[index].flatten().tolist() if label >= 0}
+        if len(found) != 1:
+            told = f"the classes {sorted(found)}" if found else "no class in any frame"
+            raise ValueError(f"Object {index} of clip {self.clip} has {told}; an object that is seen has one.")
+        label = found.pop()
+        if num_labels is not None and label >= num_labels:
+            raise ValueError(f"class_labels[{self.clip}] holds {label}, which is no class: num_labels is {num_labels}.")
+        return label
+
+
+def _size_of_clip(frames: list[Tensor], first: int) -> tuple[int, int]:
+    sizes = [size_of(frame) for frame in frames]
+    for index, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise ValueError(
+                f"Frames {first} and {first + index} belong to one clip, but have sizes {sizes[0]} and {size} "
+                "(height, width): resize one of them."
+            )
+    return sizes[0]
 
 
 def _list_of_clips(videos: Any) -> list[Any]:
@@ -252,25 +250,6 @@ def _pair_targets(mask_labels: Any, class_labels: Any, num_clips: int) -> list[t
             "give one a clip."
         )
     return list(zip(mask_labels, class_labels, strict=True))
-
-
-def _class_of_object(labels: Tensor, clip: int, index: int, count: int, num_labels: int | None) -> int:
-    """The one class of an object, whichever frames tell it."""
-    if len(labels) != count:
-        raise ValueError(f"Clip {clip} has {count} masks and {len(labels)} class labels; give one label an object.")
-    found = {int(label) for label in labels[index].flatten().tolist() if label >= 0}
-    if len(found) != 1:
-        told = f"the classes {sorted(found)}" if found else "no class in any frame"
-        raise ValueError(f"Object {index} of clip {clip} has {told}; an object that is seen has one.")
-    label = found.pop()
-    if num_labels is not None and label >= num_labels:
-        raise ValueError(f"class_labels[{clip}] holds {label}, which is no class: num_labels is {num_labels}.")
-    return label
-
-
-def _order_of_names(path: Path) -> tuple[Any, ...]:
-    # Text and numbers alternate, beginning with text, so that only like is compared with like.
-    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name))
 
 
 __all__ = ["MaskFormerHfVideoProcessor"]

@@ -3,12 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate, evaluate_checkpoint, format_table
+    from .checkpoint_evaluation import CheckpointEvaluationOptions, evaluate_checkpoint
+    from .evaluation import evaluate
+    from .evaluation_options import EvaluationOptions
+    from .evaluation_table import format_table
+    from .failures import DiskFullError, TrainingDivergedError
     from .loop import train, train_model
-    from .stops import DiskFullError, TrainingDivergedError
 
 __all__ = [
+    "CheckpointEvaluationOptions",
     "DiskFullError",
+    "EvaluationOptions",
     "TrainingDivergedError",
     "evaluate",
     "evaluate_checkpoint",
@@ -18,18 +23,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DiskFullError": "stops",
-    "TrainingDivergedError": "stops",
+    "CheckpointEvaluationOptions": "checkpoint_evaluation",
+    "DiskFullError": "failures",
+    "EvaluationOptions": "evaluation_options",
+    "TrainingDivergedError": "failures",
     "evaluate": "evaluation",
-    "evaluate_checkpoint": "evaluation",
-    "format_table": "evaluation",
+    "evaluate_checkpoint": "checkpoint_evaluation",
+    "format_table": "evaluation_table",
     "train": "loop",
     "train_model": "loop",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: accelerate takes a second to import, which `maskformer segment` need not wait for.
+    # Imported on first use, as accelerate takes a second, for which `maskformer segment` need not wait.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

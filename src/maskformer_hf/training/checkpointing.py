@@ -1,4 +1,4 @@
-"""Folders that are either whole or absent, whenever the process is killed."""
+"""Folders that are either whole or absent, even if the process is killed while it writes them."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ INCOMPLETE = ".incomplete-"
 
 
 def begin_folder(folder: Path) -> Path:
-    """An empty hidden folder beside `folder`, to write into; `finish_folder(folder)` gives it its name."""
+    """Makes an empty hidden folder beside `folder`, to write into. `finish_folder(folder)` then gives it its name."""
     unfinished = folder.parent / f"{INCOMPLETE}{folder.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -16,12 +16,12 @@ def begin_folder(folder: Path) -> Path:
 
 
 def finish_folder(folder: Path) -> None:
-    """Makes what was begun visible by one rename. A folder already there is moved away just before."""
+    """Renames what `begin_folder` has made to `folder`. A folder of that name is moved away just before."""
     unfinished = folder.parent / f"{INCOMPLETE}{folder.name}"
     for path in unfinished.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
-                os.fsync(file.fileno())  # the contents reach the disk before the name does
+                os.fsync(file.fileno())  # the contents must reach the disk before the name does
     if folder.exists():
         _remove(folder)
     unfinished.rename(folder)
@@ -45,7 +45,7 @@ def remove_unfinished(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first, so that a folder half deleted is never taken for a whole one.
+    # Renamed first, so that a folder that is half deleted is never taken for a whole one.
     doomed = folder.parent / f"{INCOMPLETE}old-{folder.name}"
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

@@ -1,4 +1,4 @@
-"""Photo, annotation and prediction side by side: what a figure does not show."""
+"""Pictures of photo, annotation and prediction side by side, which show more than figures do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data import SegmentationDataset
 from ..inference.load import Model
-from ..inference.predict import predict
-from ..inference.prediction import Prediction
-from ..inference.video import predict_video
-from ..models.modeling_auto import sees_clips
 from ..visualize import (
     PANEL_COLOR,
     TEXT_COLOR,
@@ -22,13 +18,13 @@ from ..visualize import (
     draw_segmentation,
     label_color,
 )
+from .kinds import kind_of
 
+# In pixels.
 PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 400, 8
-# Of the worst images, which are few, and looked at closely.
+# The worst images are few, and looked at closely.
 LARGE_PANEL = (480, 600)
 FONT_SIZE = 14
-# That a model of videos sees for a picture of one of them.
-CLIP_FRAMES = 8
 
 
 def draw_comparisons(
@@ -42,18 +38,18 @@ def draw_comparisons(
     """A row of photo, annotation and prediction for each of some images, and below them the colours of the classes.
 
     Args:
-        dataset: Its task is what is predicted; frames of videos for a model of videos, which sees those around it too.
+        dataset: Its task is what is predicted. For a model of clips it holds frames of videos; the model then sees the
+            frames around each one too.
         titles: What is written above each row, if anything.
         panel_size: Largest width and height of each picture.
     """
-    was_training = model.training
-    model.eval()
     label_ids = {name: label for label, name in dataset.id2label.items()}
+    kind = kind_of(model.config)
     rows, shown = [], set()
     for index in indices:
         sample = dataset[index]
         image = sample["image"].as_subclass(torch.Tensor)
-        prediction = _predict(model, processor, dataset, index, image)
+        prediction = kind.predict_one(model, processor, dataset, index, image)
         for segment in prediction.segments:
             # The data may number the classes in another order, and colours go by numbers.
             segment["label_id"] = label_ids.get(segment["label"], segment["label_id"])
@@ -64,7 +60,6 @@ def draw_comparisons(
         rows.append([panel.resize(size, Image.Resampling.BICUBIC) for panel in (photo, *drawn)])
         shown |= {dataset.id2label[label] for label in sample["labels"].tolist()}
         shown |= {segment["label"] for segment in prediction.segments}
-    model.train(was_training)
     title_height = 2 * FONT_SIZE if titles else 0
     height = sum(title_height + row[0].height + GAP for row in rows)
     picture = Image.new("RGB", (3 * (panel_size[0] + GAP), height), PANEL_COLOR)
@@ -81,17 +76,6 @@ def draw_comparisons(
     return add_legend(picture, entries, font_size=FONT_SIZE, below=True) if entries else picture
 
 
-def _predict(model: Any, processor: Any, dataset: Any, index: int, image: torch.Tensor) -> Prediction:
-    if not sees_clips(model.config):
-        [prediction] = predict(model, processor, image, task=dataset.task)
-        return prediction
-    video, frame = dataset.place(index)
-    paths = dataset.videos.frame_paths[video]
-    first = max(0, min(frame - CLIP_FRAMES // 2, len(paths) - CLIP_FRAMES))
-    clip = paths[first : first + CLIP_FRAMES]
-    return predict_video(model, processor, clip).frame(frame - first)
-
-
 def draw_worst(
     model: Model,
     processor: Any,
@@ -105,7 +89,8 @@ def draw_worst(
 
     Args:
         dataset: Its task is what is predicted.
-        scores: `per_image` of `evaluate`; images without a score, as they have nothing to find, are left out.
+        scores: `per_image` of `evaluate`. Images whose score is NaN, as there is nothing to find, are left out.
+        score_name: What the titles call the score.
     """
     worst = sorted((row for row in scores if row["score"] == row["score"]), key=lambda row: row["score"])[:number]
     if not worst:

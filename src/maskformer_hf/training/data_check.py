@@ -1,4 +1,4 @@
-"""What a model will be trained on, before the first step: figures, problems, and a picture of it."""
+"""The check of the data before training: figures, problems, and a picture."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..data import FirstRows, SegmentationDataset, is_streamed, open_dataset
+from ..data import FirstRows, SegmentationDataset, find_data, is_streamed, open_dataset
 from ..data.inspection import TrainingView, inspect_dataset
 from ..data.report import DataReport, format_report, shared_images
 from ..inference.load import checkpoint_path
@@ -16,10 +16,11 @@ from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..presets import PRESETS
 from ..visualize import contact_sheet
 from .arguments import AugmentationArguments, ModelArguments, Recipe
-from .building import config_class_of, open_data
-from .evaluation import find_data, write_json
+from .json_files import write_json
+from .recipe_data import open_data
+from .recipe_model import config_class_of
 
-# Before training so many images of each split are looked at, which takes seconds; `maskformer check-data` takes all.
+# Images of each split that are inspected before training, which takes seconds; `maskformer check-data` takes all.
 IMAGES_BEFORE_TRAINING = 500
 PICTURES_BEFORE_TRAINING = 24
 
@@ -36,10 +37,10 @@ def open_splits(
 
     Args:
         data: A folder, or a COCO json. With a recipe it takes the place of `data.root`, and may be None.
-        splits: If none are named those of the recipe, or the folder itself, or `train` and `val` in it.
-        format, class_groups: Take the place of what the recipe says, unless they are "auto" and None.
+        splits: Names of splits. Empty: those of the recipe, or else the folder itself, or `train` and `val` in it.
+        format, class_groups: Take the place of the recipe's, unless they are "auto" and None.
 
-    Raises ValueError where the files are of no format, or of another.
+    Raises ValueError if the files have another format, or none that is known.
     """
     if recipe is not None:
         arguments = recipe.data
@@ -91,16 +92,16 @@ def check_data(
     json: Path | None = None,
     progress: bool = True,
 ) -> list[DataReport]:
-    """Inspects each split, and whether two of them share photos.
+    """Inspects each split, and whether two of them share images.
 
     Args:
         splits: Name -> data set.
-        augmentation: By which training resizes, so that it can be said what gets lost.
-        num_queries: Of the model.
-        max_images: Of each split, evenly spaced; None is all.
-        max_pictures: Of each contact sheet.
-        sheet: Where the contact sheet of the first split goes; those of others get their name behind the file's stem.
-        json: Where the reports go, as a list.
+        augmentation: How training resizes, to find out what it loses.
+        num_queries: Number of queries of the model.
+        max_images: Number of images of each split that are inspected, evenly spaced; None: all.
+        max_pictures: Number of pictures on each contact sheet.
+        sheet: File of the first split's contact sheet. In the files of other splits their name follows the stem.
+        json: File for the reports, as a list.
     """
     training = TrainingView(num_queries=num_queries)
     if augmentation is not None:
@@ -131,9 +132,9 @@ def check_data(
 def check_before_training(
     recipe: Recipe, model: Any, training_data: SegmentationDataset, validation_data: SegmentationDataset | None
 ) -> None:
-    """Prints what was found to stderr, and writes `data.json` and `data.png` into the output folder.
+    """Prints the reports to stderr, and writes `data.json` and `data.png` into the output folder.
 
-    With several processes the first one does it for all. Raises ValueError if training would stumble.
+    With several processes the first one does it for all. Raises ValueError if there are errors in the data.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -158,7 +159,7 @@ def check_before_training(
 
 
 def raise_errors(reports: Sequence[DataReport]) -> None:
-    """Raises ValueError, which names the first error, if there are any."""
+    """Raises ValueError, which names the first error, if the reports have any."""
     errors = [problem for report in reports for problem in report.errors]
     if errors:
         count = sum(problem.count for problem in errors)
@@ -169,9 +170,9 @@ def raise_errors(reports: Sequence[DataReport]) -> None:
 
 
 def smallest_training_size(augmentation: AugmentationArguments) -> Callable[[tuple[int, int]], tuple[int, int]]:
-    """To which (height, width) training resizes an image of a (height, width), where its sizes vary the smallest.
+    """(height, width) of an image -> the smallest (height, width) to which training resizes it.
 
-    Large-scale jitter goes down to sizes at which much is lost on purpose; there it is the size at scale 1.
+    For large-scale jitter it is the size at scale 1, as its smallest sizes lose much on purpose.
     """
 
     def size_of(size: tuple[int, int]) -> tuple[int, int]:

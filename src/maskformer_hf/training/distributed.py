@@ -1,4 +1,4 @@
-"""What many processes ask of the loop: weights sharded by FSDP, and the model in one piece again."""
+"""What several processes need: weights sharded by FSDP, and the model in one piece again."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def prepare_sharding(accelerator: Accelerator, model: Any) -> None:
-    """Completes what Accelerate was told about FSDP; call before `accelerator.prepare`.
+    """Completes the FSDP settings of Accelerate; call before `accelerator.prepare`.
 
     Raises ValueError for FSDP version 1, which joins parameters that belong to different groups of the optimizer.
     """
@@ -24,12 +24,12 @@ def prepare_sharding(accelerator: Accelerator, model: Any) -> None:
     if not accelerator.is_fsdp2:
         raise ValueError("FSDP version 1 was asked for; pass --fsdp_version 2 to accelerate launch")
     plugin: Any = accelerator.state.fsdp_plugin
-    # Every process has built the same model. Accelerate's way of sending the first one's knows no buffers.
+    # Accelerate would send the first process's model, but not its buffers. Every process has built the same model.
     plugin.cpu_ram_efficient_loading = False
-    # Autocast alone does mixed precision, as without sharding: float32 stays where the losses and the recipe want it.
+    # Mixed precision is left to autocast, as without sharding, so that losses and float32_modules keep float32.
     plugin.mixed_precision_policy = None
     if plugin.transformer_cls_names_to_wrap is None:
-        # Accelerate takes a class that this configuration has no layer of for an error.
+        # Accelerate raises an error for classes of which the model has no layer.
         present = {type(module).__name__ for module in model.modules()}
         plugin.transformer_cls_names_to_wrap = [name for name in model._no_split_modules or () if name in present]
 
@@ -37,8 +37,8 @@ def prepare_sharding(accelerator: Accelerator, model: Any) -> None:
 def whole_model(accelerator: Accelerator, model: Any, model_class: type) -> Any:
     """The model as it was before `accelerator.prepare`, the same on every process; call on every process.
 
-    Sharded weights are collected into a copy, of `model_class`: each process may then run images of its own without the
-    others taking part. Otherwise it is the very model.
+    Sharded weights are collected into a copy of class `model_class`, so that each process may run images of its own
+    without the others taking part. Without sharding it is the model itself, not a copy.
     """
     whole = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if is_sharded(accelerator):
@@ -46,14 +46,14 @@ def whole_model(accelerator: Accelerator, model: Any, model_class: type) -> Any:
         whole = model_class(whole.config).to(accelerator.device)
         whole.load_state_dict(state)
     if accelerator.num_processes > 1:
-        # Statistics of BatchNorm, where it is not frozen, are those of each process's own images.
+        # BatchNorm that is not frozen has statistics of each process's own images. Those of the first one are taken.
         for buffer in whole.buffers():
             buffer.copy_(broadcast(buffer))
     return whole
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Raises ValueError where one of training and checkpoint is sharded and the other is not."""
+    """Goes on from a checkpoint. Raises ValueError if only one of checkpoint and training is sharded."""
     was_sharded = any(folder.glob("pytorch_model_fsdp*"))
     if was_sharded != is_sharded(accelerator):
         how = "with" if was_sharded else "without"
@@ -62,7 +62,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor, in the same memory; another tensor as it is."""
+    """This process's part of a sharded tensor, in the same memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,8 +1,10 @@
 """AdamW with the paper's parameter groups, its schedules, and an average of the weights."""
 
+import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .arguments import OptimizationArguments
 from .distributed import all_of, local_part
 
+BACKBONE = "backbone"
 NORM_LAYERS = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -19,7 +22,7 @@ NORM_LAYERS = (
     nn.LocalResponseNorm,
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm of any dimension
 )
-# Plain parameters that are embeddings all the same: Swin's first, then positions as timm and transformers name them.
+# Plain parameters that are embeddings: Swin's table, then positions as timm and transformers name them.
 EMBEDDING_PARAMETERS = (
     "relative_position_bias_table",
     "absolute_pos_embed",
@@ -30,38 +33,68 @@ EMBEDDING_PARAMETERS = (
 
 
 def parameter_groups(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, backbone_multiplier: float
+    model: nn.Module, *, learning_rate: float, weight_decay: float, multipliers: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters for an optimizer, as MaskFormer's `build_optimizer` makes them.
 
-    The rate of modules with "backbone" in their name is multiplied. Norm layers, embeddings (queries included) and
-    position tables do not decay; biases and other plain parameters do. A parameter of two modules is listed once.
+    Norm layers, embeddings (queries included) and position tables do not decay; biases and other plain parameters do. A
+    parameter of two modules is listed once.
 
-    Returns at most four groups, each with `params`, `lr`, `weight_decay`, `name` and `parameter_names`.
+    Args:
+        multipliers: pattern -> what the learning rate of the parameters that it matches is multiplied with. A pattern
+            is one or several parts of a parameter's name, such as "backbone" or "backbone.body.encoder"; "*" stands for
+            any characters. Where several patterns match, the longest one counts: with {"backbone": 0.1,
+            "backbone.body.embeddings": 0.01} the embeddings of the backbone get 0.01.
+
+    Returns at most two groups for each pattern and two for the rest, each with `params`, `lr`, `weight_decay`, `name`
+    and `parameter_names`.
+
+    Raises ValueError for a pattern that matches no parameter of the model, frozen ones included.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    seen: set[int] = set()
+    _check_patterns(multipliers, [name for name, _ in model.named_parameters()])
+    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
+    listed: set[int] = set()
     for module_name, module in model.named_modules():
-        still = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or type(module).__name__.endswith("Norm")
+        is_norm_or_embedding = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or type(module).__name__.endswith(
+            "Norm"
+        )
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
+            if not parameter.requires_grad or id(parameter) in listed:
                 continue
-            seen.add(id(parameter))
-            in_backbone = "backbone" in module_name
-            decays = not (still or any(part in name for part in EMBEDDING_PARAMETERS))
+            listed.add(id(parameter))
+            full_name = f"{module_name}.{name}" if module_name else name
+            pattern = max((item for item in multipliers if matches(full_name, item)), key=len, default=None)
+            decays = not (is_norm_or_embedding or any(part in name for part in EMBEDDING_PARAMETERS))
             group = groups.setdefault(
-                (in_backbone, decays),
+                (pattern, decays),
                 {
                     "params": [],
-                    "lr": learning_rate * (backbone_multiplier if in_backbone else 1.0),
+                    "lr": learning_rate * (1.0 if pattern is None else multipliers[pattern]),
                     "weight_decay": weight_decay if decays else 0.0,
-                    "name": f"{'backbone' if in_backbone else 'heads'}, {'decay' if decays else 'no decay'}",
+                    "name": f"{pattern or 'heads'}, {'decay' if decays else 'no decay'}",
                     "parameter_names": [],
                 },
             )
             group["params"].append(parameter)
-            group["parameter_names"].append(f"{module_name}.{name}" if module_name else name)
+            group["parameter_names"].append(full_name)
     return list(groups.values())
+
+
+def matches(parameter_name: str, pattern: str) -> bool:
+    """Whether `pattern` is made of whole parts of a name: "layers.1" matches "layers.1.bias", not "layers.11.bias"."""
+    return fnmatchcase(f".{parameter_name}.", f"*.{pattern}.*")
+
+
+def _check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        # A model may have no backbone to train, or call it otherwise: the recipe's default for it then does nothing.
+        if pattern != BACKBONE and not any(matches(name, pattern) for name in names):
+            parts = sorted({part for name in names for part in name.split(".")})
+            close = difflib.get_close_matches(pattern, parts, n=1)
+            remedy = (
+                f"did you mean {close[0]!r}?" if close else f"their names are like {', '.join(map(repr, names[:3]))}"
+            )
+            raise ValueError(f"multipliers has {pattern!r}, which matches no parameter of the model; {remedy}")
 
 
 def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch.optim.AdamW:
@@ -69,7 +102,7 @@ def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch
         model,
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
-        backbone_multiplier=arguments.backbone_multiplier,
+        multipliers={BACKBONE: arguments.backbone_multiplier, **arguments.multipliers},
     )
     for group in groups:
         del group["parameter_names"]
@@ -79,7 +112,7 @@ def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch
 
 
 def schedule(arguments: OptimizationArguments, steps: int) -> Callable[[int], float]:
-    """The factor on every group's rate at step 0 .. `steps` - 1. Warm-up multiplies the decay, as in Detectron2."""
+    """step (0 to `steps` - 1) -> the factor on every group's rate. Warm-up multiplies the decay, as in Detectron2."""
 
     def decay(step: int) -> float:
         progress = step / steps
@@ -108,8 +141,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class WeightAverage:
     """An exponential moving average of the trainable weights.
 
-    The decay grows as (1 + n) / (10 + n) towards `decay`, so that the average forgets the random start within a short
-    run. Buffers are not averaged. Sharded weights have sharded averages.
+    The decay grows as (1 + n) / (10 + n) over n updates until it reaches `decay`, so that the average forgets the
+    random start within a short run. Buffers are not averaged. Sharded weights have sharded averages.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:

@@ -1,4 +1,4 @@
-"""One optimizer step, on one screen."""
+"""One optimizer step."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..models.criterion import is_auxiliary
 from .distributed import all_of
 
 
@@ -20,7 +21,9 @@ def training_step(
     """Forward and backward over the batches (as many as the accelerator accumulates), one clipped update.
 
     Returns this process's mean `loss`, the unweighted loss terms of the last decoder layer, and `gradient_norm` before
-    clipping, as scalars on the device. Raises FloatingPointError, before the update, when the loss is not finite.
+    clipping, as scalars on the device.
+
+    Raises FloatingPointError, before the update, if the loss is not finite.
     """
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -38,7 +41,7 @@ def training_step(
                 sums["gradient_norm"] = all_of(norm)
             optimizer.step()
             optimizer.zero_grad()
-        final_layer = {name: value for name, value in loss_dict.items() if not name[-1].isdigit()}
+        final_layer = {name: value for name, value in loss_dict.items() if not is_auxiliary(name)}
         for name, value in {"loss": loss, **final_layer}.items():
             value = value.detach().float() / accelerator.gradient_accumulation_steps
             sums[name] = sums[name] + value if name in sums else value

@@ -1,4 +1,4 @@
-"""Where a run is watched: the trackers Accelerate knows, and a picture of validation predictions."""
+"""Trackers of a run, as far as Accelerate knows them, and the picture of validation predictions."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from .arguments import Recipe
 from .comparison import draw_comparisons
 
 PROJECT = "maskformer"
-# Few, for there is a picture of them every evaluation.
+# Images on the picture that every evaluation draws.
 PICTURE_IMAGES = 4
 
 
@@ -36,12 +36,12 @@ def check_trackers(names: Sequence[str]) -> None:
 @contextmanager
 def tracked(accelerator: Accelerator, recipe: Recipe, first_step: int) -> Iterator[None]:
     """Starts the trackers that `accelerator` was made with, tells them the recipe, and ends them."""
-    # What was logged after the checkpoint that a run goes on from is logged once more.
+    # A resumed run logs once more what came after its checkpoint, so TensorBoard drops the first version.
     accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
     fields = dataclasses.asdict(recipe)
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            # Its way of keeping settings is a run of its own for each start.
+            # TensorBoard would keep settings as a run of its own for each start.
             tracker.log({"recipe": "```yaml\n" + yaml.safe_dump(fields, sort_keys=False) + "```"}, step=first_step)
         else:
             tracker.store_init_configuration(_flat(fields))
@@ -53,7 +53,7 @@ def tracked(accelerator: Accelerator, recipe: Recipe, first_step: int) -> Iterat
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under names with dots; what is no number or text as JSON."""
+    """Nested values under names with dots. Values that are neither numbers nor text become JSON."""
     result = {}
     for name, value in fields.items():
         if isinstance(value, dict):

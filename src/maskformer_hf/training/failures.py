@@ -1,4 +1,4 @@
-"""Why training ended before its last step, and how to go on, in one message."""
+"""Failures that end training before its last step: one message that tells the reason and how to go on."""
 
 import errno
 import shutil
@@ -21,20 +21,20 @@ class TrainingDivergedError(ValueError):
 
 
 class DiskFullError(OSError):
-    """What was to be written did not fit; the last checkpoint on disk is whole."""
+    """The disk is full; the last checkpoint on it is whole."""
 
 
 @contextmanager
-def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> Iterator[None]:
-    """Says which checkpoint there is when training diverges, the disk is full, or Ctrl-C is pressed.
+def explain_failures(output_dir: Path, step: Callable[[], int], reports: bool) -> Iterator[None]:
+    """Tells which checkpoint there is when training diverges, the disk is full, or Ctrl-C is pressed.
 
     Args:
-        step: The number of whole steps so far.
-        speaks: Of several processes the one that tells about Ctrl-C, which all of them get.
+        step: Gives the number of whole steps so far.
+        reports: Whether this process reports Ctrl-C, which all processes get.
 
     Raises:
-        TrainingDivergedError: For a FloatingPointError of the loss, of the matcher, which sees it first, or of weights.
-        DiskFullError: For what the writers of PyTorch, safetensors and Python raise.
+        TrainingDivergedError: For a FloatingPointError of the loss, of the matcher (which sees it first) or of weights.
+        DiskFullError: For the errors that PyTorch, safetensors and Python raise when a disk is full.
     """
     try:
         yield
@@ -43,13 +43,13 @@ def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> 
             f"step {step() + 1}: {error}. Lower optimization.learning_rate or warm up longer. {_remedy(output_dir)}"
         ) from error
     except KeyboardInterrupt:
-        if speaks:
+        if reports:
             tqdm.write(f"Stopped in step {step() + 1}: {_remedy(output_dir)}.", file=sys.stderr)
         raise
     except Exception as error:
         if not is_disk_full(error):
             raise
-        remove_unfinished(output_dir)  # half a checkpoint is of no use, and takes room
+        remove_unfinished(output_dir)  # half a checkpoint is useless and takes room
         free = shutil.disk_usage(output_dir).free / 2**20
         raise DiskFullError(
             f"step {step()}: the disk of {output_dir} is full ({free:.1f} MiB free without what did not fit); "
@@ -60,12 +60,12 @@ def explained_stops(output_dir: Path, step: Callable[[], int], speaks: bool) -> 
 def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors says it in Rust's words; torch.save in these, whatever kept it from writing.
+    # The message of safetensors comes from Rust. torch.save has the others, whatever keeps it from writing.
     return any(words in str(error) for words in ("os error 28", "inline_container", "iostream error"))
 
 
 def check_finite(parameters: Iterable[torch.Tensor]) -> None:
-    """Raises FloatingPointError if a weight is NaN or infinite: the last update did it, before any loss shows it."""
+    """Raises FloatingPointError if a weight is NaN or infinite. Weights show a bad update before the loss does."""
     norms = torch._foreach_norm([local_part(parameter.detach()) for parameter in parameters])
     if not bool(torch.stack(norms).isfinite().all()):
         raise FloatingPointError("weights are NaN or infinite after the update")

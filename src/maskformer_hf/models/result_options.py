@@ -1,0 +1,110 @@
+"""How results are read from logits: by the checkpoint's own facts, and by what a caller says."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+from .panoptic import MERGINGS
+from .semantic import RESIZES
+
+TASKS = ("semantic", "instance", "panoptic")
+
+# What a checkpoint says about its results, with the defaults of its configuration. The image processor has the same
+# fields, so that it gives the same results without the model.
+FACTS: dict[str, Any] = {
+    "task": "panoptic",
+    "object_mask_threshold": 0.8,
+    "overlap_mask_area_threshold": 0.8,
+    "instance_threshold": 0.5,
+    "duplicate_iou": None,
+    "intersect_with_mask": False,
+    "panoptic_merging": "argmax",
+    "label_ids_to_fuse": None,
+}
+
+# Fields that are shares or probabilities, 0 to 1.
+_SHARES = ("threshold", "mask_threshold", "overlap_mask_area_threshold", "duplicate_iou")
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """Options of `results_of`; `ResultOptions.of` completes them by a checkpoint's own.
+
+    Args:
+        task: "semantic", "instance" or "panoptic".
+        threshold: Least score of a panoptic segment or an instance. Semantic results have none.
+        mask_threshold: Probability from which on a pixel belongs to a mask.
+        overlap_mask_area_threshold: A panoptic segment goes if less than this part of its mask is left by better ones.
+        label_ids_to_fuse: Stuff: one panoptic segment each, and no instances.
+        max_instances: So many of the best pairs of query and class can become instances; 100, or the number of queries
+            if that is larger, if None.
+        duplicate_iou: An instance whose IoU with a better one of its class is larger goes; None keeps them all.
+        intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches
+            `mask_threshold`, as in Mask2Former; else all that it won, as in MaskFormer.
+        merging: How panoptic segments share the pixels: "argmax", the largest class score times mask probability.
+        resize: What semantic results bring to the target size: mask "logits" or class "scores".
+
+    Raises:
+        ValueError: An unknown task, merging or resize, or a number out of its range.
+    """
+
+    task: str
+    threshold: float = 0.5
+    mask_threshold: float = 0.5
+    overlap_mask_area_threshold: float = 0.8
+    label_ids_to_fuse: Collection[int] = frozenset()
+    max_instances: int | None = None
+    duplicate_iou: float | None = None
+    intersect_with_mask: bool = False
+    merging: str = "argmax"
+    resize: str = "logits"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("task", TASKS), ("merging", tuple(MERGINGS)), ("resize", RESIZES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        for name in _SHARES:
+            value = getattr(self, name)
+            if value is None and name == "duplicate_iou":
+                continue
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
+        if self.max_instances is not None and self.max_instances < 1:
+            raise ValueError(f"`max_instances` must be at least 1, or None, got {self.max_instances}.")
+        object.__setattr__(self, "label_ids_to_fuse", frozenset(self.label_ids_to_fuse))
+
+    @classmethod
+    def of(cls, source: Any, task: str | None = None, **given: Any) -> "ResultOptions":
+        """The options of a checkpoint, changed by those that are given and not None.
+
+        Args:
+            source: The model's configuration or the image processor; both carry the facts of results.
+            task: What the checkpoint was trained for if None.
+
+        Raises:
+            ValueError: An unknown option or value; the message says what there is.
+        """
+        names = [field.name for field in fields(cls) if field.name != "task"]
+        for name in given:
+            if name not in names:
+                raise ValueError(f"There is no option {name!r} of results; there are {', '.join(names)}.")
+        facts = facts_of(source)
+        options = {
+            "task": facts["task"] if task is None else task,
+            "overlap_mask_area_threshold": facts["overlap_mask_area_threshold"],
+            "label_ids_to_fuse": facts["label_ids_to_fuse"] or (),
+            "duplicate_iou": facts["duplicate_iou"],
+            "intersect_with_mask": facts["intersect_with_mask"],
+            "merging": facts["panoptic_merging"],
+        }
+        if options["task"] == "panoptic":
+            options["threshold"] = facts["object_mask_threshold"]
+        elif options["task"] == "instance":
+            options["threshold"] = facts["instance_threshold"]
+        return cls(**{**options, **{name: value for name, value in given.items() if value is not None}})
+
+
+def facts_of(source: Any) -> dict[str, Any]:
+    """The facts of results that a configuration or a processor carries; defaults for those that it lacks."""
+    return {name: getattr(source, name, default) for name, default in FACTS.items()}
