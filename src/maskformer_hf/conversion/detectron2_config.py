@@ -86,7 +86,8 @@ def config_from_detectron2(dump: Mapping[str, Any]) -> MaskFormerHfConfig:
         if _FAMILIES[head["PIXEL_DECODER_NAME"]].transformer_decoder == "masked":
             fields |= _mask2former_fields(head, former, is_video)
         if is_video:
-            return MaskFormerHfVideoConfig(**{**fields, "task": "instance"})
+            fields |= {"task": "instance"}
+            return MaskFormerHfVideoConfig(**fields)
         if architecture == "SemanticSegmentor":
             return MaskFormerHfPerPixelConfig(**fields, semantic_loss_ignore_index=head["IGNORE_VALUE"])
         return MaskFormerHfConfig(**fields)
