@@ -312,6 +312,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
             "instance",
             threshold=threshold,
             mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
             max_instances=top_k,
             duplicate_iou=duplicate_iou,
