@@ -86,9 +86,7 @@ def instance_segmentation(
 
 
 @torch.no_grad()
-def flatten_masks(
-    masks_NHW: Tensor, boxes_N4: Tensor, least_visible_N: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def flatten_masks(masks_NHW: Tensor, boxes_N4: Tensor, least_visible_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draws masks into one map, earlier ones on top: ids (H, W) int32 with 0 = void, and which were drawn (N,) bool.
 
     A mask of which fewer pixels than `least_visible_N`, or none, would be visible is left out; the ids of the others
