@@ -25,7 +25,7 @@ LAYERS = [
     {"hub", "training", "export"},
     {"inference", "visualize", "conversion"},
     {"presets", "model_card"},
-    {"data", "metrics"},
+    {"data", "metrics", "machine"},
     {"models"},
 ]
 # Parts of one layer that know each other: pictures are made of predictions.
