@@ -128,7 +128,7 @@ class _Run:
         parts = training_parts(self.training_data, recipe, self.config, self.processor)
         batches = training_batches(accelerator, parts, recipe, progress.step)
         learning_rate_factor = schedule(recipe.optimization, recipe.steps)
-        network = accelerator.unwrap_model(self.model)
+        network: Any = accelerator.unwrap_model(self.model)
         start = time.perf_counter() - progress.seconds
         frames = kind_of(self.config).frames(recipe.data)
         log = TrainingLog(self.output_dir / "log.jsonl", recipe, accelerator, progress.step, frames)
