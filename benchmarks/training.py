@@ -46,11 +46,12 @@ import numpy as np
 import torch
 import transformers
 
-from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, presets
+from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
 from maskformer_hf.models.interfaces import Ask
 from maskformer_hf.models.masks import mask_logits
+from maskformer_hf.presets import PRESETS
 
-MODELS = {"r50": presets.maskformer_resnet50_ade20k, "swin-t": presets.maskformer_swin_tiny_ade20k}
+MODELS = {"r50": PRESETS["maskformer_resnet50_ade20k"], "swin-t": PRESETS["maskformer_swin_tiny_ade20k"]}
 SIDES = ("floor", "their-floor", "transformers", "dense", "points")
 
 

@@ -26,6 +26,7 @@ from maskformer_hf.conversion.to_transformers import (
     transformers_config,
     transformers_processor,
 )
+from maskformer_hf.models import parts
 from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS, MASK2FORMER_PARTS, WEIGHT_NAMES
 
 RESNET = resnet(16, 24, 32, 48, depths=(1, 2, 1, 1), layer_type="bottleneck")
@@ -211,6 +212,13 @@ def test_config_is_that_of_the_files_on_the_hub(tmp_path):
 def test_what_has_no_counterpart_is_named(fields, part):
     model = MaskFormerForUniversalSegmentation(tiny_config(**fields))
     with pytest.raises(ValueError, match=part):
+        to_transformers(model)
+
+
+def test_a_part_from_outside_has_none(monkeypatch):
+    monkeypatch.setitem(parts._TABLE["class_head"], "twin", parts.part_of("class_head", "linear"))
+    model = MaskFormerForUniversalSegmentation(tiny_config(class_head="twin"))
+    with pytest.raises(ValueError, match="no counterpart of class_head='twin'"):
         to_transformers(model)
 
 
