@@ -25,15 +25,12 @@ LAYERS = [
     {"training", "conversion", "export", "hub"},
     {"inference", "visualize"},
     {"presets", "model_card"},
-    {"data", "metrics", "models"},
+    {"data", "metrics", "models", "machine"},
 ]
 EXCEPTIONS = {
     ("visualize", "inference"): "What is drawn is a prediction.",
     ("training", "conversion"): "A recipe may start from a file of Detectron2, which is converted first.",
-    (
-        "data",
-        "models",
-    ): "Masks are resized and images are read by one rule, which travels to the Hub with the processor.",
+    ("data", "models"): "One rule resizes masks and reads images. It travels to the Hub with the processor.",
 }
 # Files beside the packages that belong to one of them.
 BELONGS_TO = {"__main__": "cli"}

@@ -24,7 +24,8 @@ from .inference.load import checkpoint_path, load
 from .inference.predict import predict
 from .inference.prediction import Prediction
 from .inference.video import predict_video
-from .model_card import RECORDS, SAMPLE, SAMPLE_LICENCE, is_written_by_hand, machine_name, write_model_card
+from .machine import machine_name
+from .model_card import RECORDS, SAMPLE, SAMPLE_LICENCE, is_written_by_hand, write_model_card
 from .models.remote_code import add_code
 from .visualize import draw_segmentation
 

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoProcessor
+from maskformer_hf.models.masks import DenseMasks
+from maskformer_hf.models.matcher import CostWeights, matching_costs
 from maskformer_hf.models.resize import resize_nearest
+from maskformer_hf.models.targets import Targets
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
@@ -54,3 +57,9 @@ def test_a_box_stays_where_it_is(size, new_size):
     clips = MaskFormerVideoProcessor(size={"height": new_size[0], "width": new_size[1]}, size_divisor=0)
     tube = clips(image[None, None], mask[:, None], torch.tensor([1]))
     assert torch.equal(tube.mask_labels[0][0, 0], expected)
+
+    # The matcher compares masks at the size of the predictions: a prediction that is the box there costs nothing.
+    predicted = DenseMasks(torch.where(expected, 30.0, -30.0)[None, None, None])
+    targets = Targets([mask], [torch.zeros(1, dtype=torch.int64)])
+    weights = CostWeights(class_weight=0.0, mask_weight=0.0, dice_weight=1.0)
+    assert matching_costs(torch.zeros(1, 1, 1, 2), predicted, targets, weights).abs().max() < 1e-6

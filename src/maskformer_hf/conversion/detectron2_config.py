@@ -82,11 +82,12 @@ def config_from_detectron2(dump: Mapping[str, Any]) -> MaskFormerHfConfig:
         _check_head(model)
         architecture, head, former = model["META_ARCHITECTURE"], model["SEM_SEG_HEAD"], model["MASK_FORMER"]
         is_video = architecture == "VideoMaskFormer"
-        fields = {**_backbone_fields(model), **_common_fields(head, former)}
+        fields: dict[str, Any] = {**_backbone_fields(model), **_common_fields(head, former)}
         if _FAMILIES[head["PIXEL_DECODER_NAME"]].transformer_decoder == "masked":
             fields |= _mask2former_fields(head, former, is_video)
         if is_video:
-            return MaskFormerHfVideoConfig(**{**fields, "task": "instance"})
+            fields |= {"task": "instance"}
+            return MaskFormerHfVideoConfig(**fields)
         if architecture == "SemanticSegmentor":
             return MaskFormerHfPerPixelConfig(**fields, semantic_loss_ignore_index=head["IGNORE_VALUE"])
         return MaskFormerHfConfig(**fields)

@@ -122,8 +122,8 @@ class MagnifiedWindow(nn.Module):
         left = int(torch.randint(sides[1] - width + 1, ()))
         size = [min(self.size[0], max(1, round(height * factor))), min(self.size[1], max(1, round(width * factor)))]
         image = functional.resized_crop(sample["image"], top, left, height, width, size, antialias=True)
-        window = {"top": top, "left": left, "height": height, "width": width}
-        return _with_planes_resized({**sample, "planes": functional.crop(sample["planes"], **window)}, image)
+        planes = functional.crop(sample["planes"], top, left, height, width)
+        return _with_planes_resized({**sample, "planes": tv_tensors.Mask(planes)}, image)
 
 
 class ClassShareLimitedCrop(nn.Module):

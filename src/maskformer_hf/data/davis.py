@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import IMAGE_SUFFIXES, read_id_map
+from ..models.image_files import is_image_file
+from .files import read_id_map
 from .sample import Problem
 from .video import ClipSample, Objects, read_frames, stack_planes
 
@@ -44,7 +45,7 @@ class DavisFolder:
             folder = images / name
             if not folder.is_dir():
                 raise ValueError(f"there is no folder {folder} with the frames of video {name!r}")
-            frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            frames = sorted(path for path in folder.iterdir() if is_image_file(path))
             maps = [annotations / name / f"{path.stem}.png" for path in frames]
             missing = [str(path) for path in maps if not path.is_file()]
             if missing or not frames:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-from ..models.image_files import IMAGE_SUFFIXES
+from ..models.image_files import IMAGE_SUFFIXES, is_image_file
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def list_images(folder: Path) -> list[Path]:
     """The images in a folder, by name. Raises ValueError if there is none, or two differ only in their suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; photos are expected there")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if is_image_file(path))
     if not paths:
         raise ValueError(f"{folder} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from .files import IMAGE_SUFFIXES
+from ..models.image_files import IMAGE_SUFFIXES, is_image_file
 from .polygons import Polygons, record
 
 SPLITS = {"val": "valid", "valid": "val"}
@@ -39,7 +39,7 @@ def yolo(root: str | Path, split: str) -> Polygons:
         photo
         for place in _places(root, path, description, split)
         for photo in (_listed(place) if place.suffix == ".txt" else place.rglob("*"))
-        if photo.suffix.lower() in IMAGE_SUFFIXES
+        if is_image_file(photo)
     )
     if not photos:
         raise ValueError(f"split {split!r} of {root} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")

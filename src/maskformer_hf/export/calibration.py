@@ -6,8 +6,8 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from ..data.files import IMAGE_SUFFIXES
 from ..inference.images import read_image
+from ..models.image_files import IMAGE_SUFFIXES
 
 NUM_PHOTOS = 64
 

@@ -5,6 +5,7 @@ cells that a block reads along an axis (SS in an image).
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class BlockGrid(NamedTuple):
         return (self.rows.inside[row_N][:, :, None] & self.columns.inside[column_N][:, None, :]).flatten(1)
 
 
-def make_grid(cells_size: tuple[int, int], geometry: ImageGeometry, device: torch.device) -> BlockGrid:
+def make_grid(cells_size: Sequence[int], geometry: ImageGeometry, device: torch.device) -> BlockGrid:
     """The blocks of a target for masks of `cells_size` (h, w)."""
     padded, image, target = geometry
     rows = _block_axis(cells_size[0], padded[0], image[0], target[0], device)

@@ -319,7 +319,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
         found = []
         for result in iterate_results(outputs, options, target_sizes):
             if return_coco_annotation:
-                segmentation: Any = encode_coco_rle(result.masks)
+                segmentation: Any = encode_coco_rle(result.masks)  # pyrefly: ignore[bad-argument-type]
             elif return_binary_maps:
                 segmentation = result.masks
             else:

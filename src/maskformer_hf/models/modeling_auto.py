@@ -21,11 +21,6 @@ def processor_class_of(config: PreTrainedConfig) -> Any:
     return class_of(PROCESSORS.get(config.model_type, IMAGE_PROCESSOR)["AutoImageProcessor"])
 
 
-def sees_clips(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration takes clips of several frames, not images."""
-    return config.kind == "clip"  # pyrefly: ignore[missing-attribute]
-
-
 def model_class_of(source: Any) -> Any:
     """The class of the model in a folder or a repository of the Hub. It says itself what it cannot read."""
     config, _ = PreTrainedConfig.get_config_dict(source)

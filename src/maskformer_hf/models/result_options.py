@@ -65,10 +65,10 @@ class ResultOptions:
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         for name in _SHARES:
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name == "duplicate_iou":
                 continue
-            if not isinstance(value, Real) or not 0 <= value <= 1:
+            if not (isinstance(value, Real) and 0 <= float(value) <= 1):
                 raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
         if self.max_instances is not None and self.max_instances < 1:
             raise ValueError(f"`max_instances` must be at least 1, or None, got {self.max_instances}.")
@@ -90,16 +90,15 @@ class ResultOptions:
             if name not in names:
                 raise ValueError(f"There is no option {name!r} of results; there are {', '.join(names)}.")
         facts = facts_of(source)
-        options = {
+        options: dict[str, Any] = {
             "task": facts["task"] if task is None else task,
             "overlap_mask_area_threshold": facts["overlap_mask_area_threshold"],
             "label_ids_to_fuse": facts["label_ids_to_fuse"] or (),
             "duplicate_iou": facts["duplicate_iou"],
             "intersect_with_mask": facts["intersect_with_mask"],
-            "merging": facts["panoptic_merging"],
         }
         if options["task"] == "panoptic":
-            options["threshold"] = facts["object_mask_threshold"]
+            options |= {"threshold": facts["object_mask_threshold"], "merging": facts["panoptic_merging"]}
         elif options["task"] == "instance":
             options["threshold"] = facts["instance_threshold"]
         return cls(**{**options, **{name: value for name, value in given.items() if value is not None}})

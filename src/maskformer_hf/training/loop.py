@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from ..data import SegmentationDataset, as_task, is_streamed, videos_in
-from ..model_card import machine_name
+from ..machine import machine_name
 from .arguments import Recipe, read_recipe
 from .checkpointing import numbered_folders
 from .data_check import check_before_training
@@ -128,7 +128,7 @@ class _Run:
         parts = training_parts(self.training_data, recipe, self.config, self.processor)
         batches = training_batches(accelerator, parts, recipe, progress.step)
         learning_rate_factor = schedule(recipe.optimization, recipe.steps)
-        network = accelerator.unwrap_model(self.model)
+        network: Any = accelerator.unwrap_model(self.model)
         start = time.perf_counter() - progress.seconds
         frames = kind_of(self.config).frames(recipe.data)
         log = TrainingLog(self.output_dir / "log.jsonl", recipe, accelerator, progress.step, frames)

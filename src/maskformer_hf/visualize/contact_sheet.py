@@ -1,6 +1,7 @@
 """Many samples of a data set on one sheet."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ def _innermost(mask_HW: np.ndarray) -> tuple[int, int]:
     return 2 * int(rows[middle]), 2 * int(columns[middle])
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, font: Any) -> str:
     """The text, or as much of its beginning as fits the width of a cell."""
     if font.getlength(text) <= CELL_WIDTH:
         return text

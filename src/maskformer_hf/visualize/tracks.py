@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -57,7 +57,7 @@ def draw_tracks(
     return picture
 
 
-def _write_above(picture: Image.Image, mask: np.ndarray, text: str, color: Color, font: ImageFont.FreeTypeFont) -> None:
+def _write_above(picture: Image.Image, mask: np.ndarray, text: str, color: Color, font: Any) -> None:
     """Writes a text in a box of a colour on top of the upper edge of a mask (H, W), within the picture."""
     rows, columns = mask.nonzero()
     left, top, right, bottom = font.getbbox(text)
