@@ -179,7 +179,7 @@ def keep_freed_memory() -> None:
 
 
 def print_targets(size: int = 1024, objects: int = 201) -> None:
-    """Of a map of `objects` rectangles in rows."""
+    """Measure targets made of a map of `objects` rectangles in rows."""
     cells = int(np.ceil(np.sqrt(objects)))
     cell = np.arange(size) * cells // size
     ids = (cell[:, None] * cells + cell + 1).astype(np.int32)

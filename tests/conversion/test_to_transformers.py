@@ -264,7 +264,7 @@ def test_the_image_processor_there_and_back(tmp_path):
     assert MaskFormerImageProcessor.from_pretrained(tmp_path).to_dict() == ours.to_dict()
     masked = transformers_processor(ours, tiny_config(**MASK2FORMER))
     assert type(masked) is transformers.Mask2FormerImageProcessor
-    # Of a photo whose sides are multiples already, both make the same.
+    # A photo whose sides are multiples already is the same to both.
     photo = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected, got = (processor(photo, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
