@@ -94,6 +94,19 @@ def test_functions_take_few_arguments():
     assert many == SIGNATURES_OF_TRANSFORMERS
 
 
+def test_a_forward_is_the_figure():
+    """The forward of each model class in at most 15 statements, docstrings aside."""
+    counts = {}
+    for path in sorted((PACKAGE / "models").glob("modeling_*.py")):
+        for function in functions(path):
+            if function.name == "forward":
+                statements = [node for node in ast.walk(function) if isinstance(node, ast.stmt)]
+                # The function itself and its docstring are two of them.
+                counts[f"{path.name}:{function.lineno}"] = len(statements) - 2
+    assert len(counts) == 3
+    assert max(counts.values()) <= 15
+
+
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
 def test_sentences_do_not_begin_with_of(folder):
     paths = [path for path in EVERYWHERE if path.relative_to(ROOT).parts[0] == folder]
