@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .boundary_blocks import add_boundary_blocks
 from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
@@ -57,7 +58,10 @@ def layer_names(config: Any) -> list[str]:
 
 
 def make_pixel_decoder(config: Any, facts: Facts) -> nn.Module:
-    return part_of("pixel_decoder", config.pixel_decoder).build(config, facts)
+    pixel_decoder = part_of("pixel_decoder", config.pixel_decoder).build(config, facts)
+    if config.boundary_blocks:
+        add_boundary_blocks(pixel_decoder, config.boundary_blocks)
+    return pixel_decoder
 
 
 def make_transformer_decoder(config: Any, facts: Facts, memory: Facts) -> nn.Module:

@@ -49,6 +49,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
+        boundary_blocks: Residual blocks of 3x3 convolutions on the stride-4 map, in front of the pixel decoder's last
+            convolution. They start as the identity.
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
@@ -113,6 +115,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_layers: int = 6
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
+    boundary_blocks: int = 0
 
     transformer_decoder: str | None = "detr"
     cross_attention: str = "softmax"
@@ -227,6 +230,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        if self.boundary_blocks < 0:
+            raise ValueError(f"`boundary_blocks` must be 0 (none) or more, got {self.boundary_blocks}.")
         for part in parts_of(self).values():
             part.check(self)
         for name in self.loss_terms or {}:
