@@ -97,6 +97,14 @@ def test_off_they_leave_no_trace():
     ("fields", "message"),
     [
         ({"boundary_blocks": -1}, r"`boundary_blocks` must be 0 \(none\) or more, got -1"),
+        (
+            {"pixel_decoder": "fapn", "fapn_form": "pyramid"},
+            r"`fapn_form` must be one of \['maskformer', 'detection', 'detection_norm'\], got 'pyramid'",
+        ),
+        (
+            {"pixel_decoder": "fapn", "fapn_form": "detection"},
+            "`fapn_form`='detection' has a memory of 3 levels, .*'detr' with 6 layers leaves some unread",
+        ),
     ],
 )
 def test_contradictions(fields, message):
@@ -110,6 +118,48 @@ def test_contradictions(fields, message):
 class TestBoundaryBlocks(ModelContract):
     fields: ClassVar[dict[str, Any]] = {"boundary_blocks": 1, "transformer_decoder": "masked"}
     num_predictions = NUM_LAYERS + 1
+
+
+# --- FaPN
+
+
+class TestFaPN(ModelContract):
+    fields: ClassVar[dict[str, Any]] = {"pixel_decoder": "fapn"}
+    # The map of offsets has 216 channels.
+    many_queries = 220
+
+
+class TestDetectionFaPN(ModelContract):
+    """With the three levels of its pyramid as memory."""
+
+    fields: ClassVar[dict[str, Any]] = {
+        "pixel_decoder": "fapn",
+        "fapn_form": "detection",
+        "transformer_decoder": "masked",
+    }
+    memory_sizes: ClassVar[list[tuple[int, int]]] = [(2, 3), (4, 6), (8, 12)]
+    num_layers, num_predictions = 3, 4
+    many_queries = 220
+    exports_any_size = False
+
+
+def test_fapn_takes_the_weights_of_a_plain_pyramid(tmp_path):
+    plain = random_model(tiny_config())
+    plain.save_pretrained(tmp_path)
+    _, info = type(plain).from_pretrained(tmp_path, pixel_decoder="fapn", output_loading_info=True)
+    assert info["missing_keys"]
+    assert all(".alignments." in name for name in info["missing_keys"])
+    assert not info["unexpected_keys"]
+
+
+def test_fapn_samples_every_tap_where_it_is_at_first():
+    """At zero offsets a deformable convolution is a convolution, of which each tap counts half."""
+    alignment = random_model(tiny_config(pixel_decoder="fapn")).model.pixel_decoder.alignments[0]
+    lateral, coarser = torch.randn(2, 2, 32, 6, 8, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        got = alignment(lateral, coarser, nn.Identity())
+        expected = lateral + torch.relu(0.5 * alignment.convolution(coarser))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_boundary_blocks_need_a_last_convolution(monkeypatch):

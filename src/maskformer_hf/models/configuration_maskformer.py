@@ -42,8 +42,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
-        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels.
+        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels; or
+            `"fapn"`, whose upsampled maps are aligned by deformable convolution.
+        fapn_form: Which of FaPN's decoders: `"maskformer"`, or with feature selection `"detection"` and
+            `"detection_norm"`, whose memory are three levels.
         feature_size: Width C of the pixel decoder, a multiple of 32.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
@@ -116,6 +119,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
     boundary_blocks: int = 0
+    fapn_form: str = "maskformer"
 
     transformer_decoder: str | None = "detr"
     cross_attention: str = "softmax"

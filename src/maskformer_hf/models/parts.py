@@ -31,6 +31,7 @@ from .mask_head import ProductMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
+from .pixel_decoder_fapn import FaPNPixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .prediction_head import LinearClassHead
 from .transformer_decoder_detr import DetrTransformerDecoder
@@ -54,6 +55,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "fapn": Part(FaPNPixelDecoder.from_config, FaPNPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
