@@ -10,14 +10,18 @@ from builders import random_model, tiny_config
 from maskformer_hf import MaskFormerConfig
 from maskformer_hf.models import assembly, dense_workspace, matcher, parts
 from maskformer_hf.models.at_once import AtOnce
+from maskformer_hf.models.interfaces import Ask, PixelDecoderOutput
+from maskformer_hf.models.mask_head_dynamic import SHAPES, SIZES, DynamicMasks, Networks, middles
+from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.models.part import Part
 from tensors import LargestTensor
-from tests.models.contract import NUM_LAYERS, ModelContract
+from tests.models.contract import NUM_LAYERS, Mask2FormerContract, ModelContract
 
 # Fields that add to a model, and the kinds of models that they are tested in.
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "boundary_blocks": ({"boundary_blocks": 2}, ("maskformer", "mask2former", "video", "per_pixel")),
+    "dynamic": ({"mask_head": "dynamic"}, ("maskformer", "mask2former", "video")),
 }
 CASES = [(name, kind) for name, (_, kinds) in OPTIONS.items() for kind in kinds]
 
@@ -118,6 +122,94 @@ def test_contradictions(fields, message):
 class TestBoundaryBlocks(ModelContract):
     fields: ClassVar[dict[str, Any]] = {"boundary_blocks": 1, "transformer_decoder": "masked"}
     num_predictions = NUM_LAYERS + 1
+
+
+# --- dynamic masks
+
+
+class TestDynamicMasks(ModelContract):
+    fields: ClassVar[dict[str, Any]] = {"mask_head": "dynamic"}
+
+
+class TestDynamicMasksAtPoints(Mask2FormerContract):
+    fields: ClassVar[dict[str, Any]] = {"mask_head": "dynamic"}
+
+
+def dynamic_masks(num_frames=None) -> DynamicMasks:
+    """Masks of two layers, two images or clips and five queries, with networks that do something."""
+    head = random_model(tiny_config(mask_head="dynamic")).head.mask_embedder
+    nn.init.normal_(head.last_layer.weight, std=0.5, generator=torch.manual_seed(3))
+    frames = num_frames or 1
+    pixels = PixelDecoderOutput(torch.randn(2 * frames, 16, 9, 12, generator=torch.manual_seed(4)), ())
+    queries = torch.randn(2, 2, 5, 32, generator=torch.manual_seed(5))
+    with torch.no_grad():
+        return head.masks(head(queries), pixels, Ask(num_frames=num_frames))
+
+
+@pytest.mark.parametrize("num_frames", [None, 3])
+def test_dynamic_masks_are_the_same_however_they_are_read(num_frames):
+    masks = dynamic_masks(num_frames)
+    dense = DenseMasks(torch.stack([masks.layer(0), masks.layer(1)]))
+    assert masks.shape == dense.shape == (2, 2, 5, *((num_frames,) if num_frames else ()), 9, 12)
+    assert not torch.allclose(masks.layer(0), masks.products.layer(0), atol=0.1)
+    chosen = torch.tensor([4, 1])
+    query_LM = torch.tensor([[0, 3, 2], [1, 1, 4]])
+    pairs = [
+        (masks.image(-1, 1, chosen), dense.image(-1, 1, chosen)),
+        (masks[0][1:3], dense[0][1:3]),
+        (masks.matched(slice(None), query_LM, [2, 1]), dense.matched(slice(None), query_LM, [2, 1])),
+        (masks.matched(slice(1, 2), query_LM[1:, :0], [0, 0]), dense.matched(slice(1, 2), query_LM[1:, :0], [0, 0])),
+        (masks.part(slice(-1, None), slice(1, 4)).layer(0), dense.part(slice(-1, None), slice(1, 4)).layer(0)),
+        (masks.float().layer(0), dense.float().layer(0)),
+    ]
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_frames", [None, 3])
+def test_dynamic_masks_are_matched_as_they_are(num_frames):
+    """At every cell, and at points, which lie on centres of cells here."""
+    masks = dynamic_masks(num_frames)
+    dense = DenseMasks(torch.stack([masks.layer(0), masks.layer(1)]))
+    points_P2 = torch.tensor([[(3 + 0.5) / 12, (2 + 0.5) / 9], [(11 + 0.5) / 12, (8 + 0.5) / 9]])
+    for points in (None, points_P2.expand(2, -1, -1)):
+        parts = list(zip(masks.values(1, points), dense.values(1, points), strict=True))
+        assert len(parts) == (1 if points is None else 2)
+        for got, expected in parts:
+            assert got[:3] == expected[:3]
+            some = slice(1, got.num_values)
+            values = [torch.empty(x.num_rows, x.num_values - 1) for x in (got, expected)]
+            with torch.no_grad():
+                got.read_negated(some, values[0])
+            expected.read_negated(some, values[1])
+            torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_a_middle_layer_is_a_product():
+    """Rank 8: the last layer alone, of channels that are not negative."""
+    seen = torch.rand(1, 10, 30, generator=torch.manual_seed(0))
+    weights = torch.zeros(1, 2, 169)
+    w1, _, w2, _, w3, _ = (
+        part.unflatten(-1, shape) for part, shape in zip(weights.split(SIZES, -1), SHAPES, strict=True)
+    )
+    w1[..., :8] = w2[...] = torch.eye(8)
+    w3[0, :, 0] = torch.randn(2, 8, generator=torch.manual_seed(1))
+    assert weights.count_nonzero() == 2 * 3 * 8
+    got = Networks(weights, torch.zeros(1, 2, 2))(seen)
+    torch.testing.assert_close(got, w3[:, :, 0] @ seen[:, :8])
+
+
+def test_a_network_moves_with_its_mask():
+    """Coordinates are relative to the middle of a mask."""
+    xy = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(9.0), indexing="xy")).flatten(1).T[None]
+    masks = torch.full((1, 2, 9, 12), -50.0)
+    masks[0, 0, 1:4, 2:5] = masks[0, 1, 4:7, 6:9] = 50.0
+    middle = middles(masks.flatten(2), xy)
+    torch.testing.assert_close(middle, torch.tensor([[[3.0, 2.0], [7.0, 5.0]]]))
+    weights = torch.randn(1, 1, 169, generator=torch.manual_seed(0)).expand(1, 2, 169)
+    seen = torch.cat((torch.zeros(1, 8, 108), xy.mT), dim=1)
+    first, second = Networks(weights, middle)(seen)[0].unflatten(-1, (9, 12))
+    torch.testing.assert_close(first[1:4, 2:5], second[4:7, 6:9])
 
 
 # --- FaPN

@@ -58,7 +58,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             turn, within the masks of the layer before.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings, or `"dynamic"`,
+            which adds to it what a small convolution network of each query gives, at first nothing.
         query_source: A part that gives the transformer decoder extra queries in training; None for none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;

@@ -28,6 +28,7 @@ from .assigners import HungarianAssigner
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
+from .mask_head_dynamic import DynamicMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
@@ -67,7 +68,7 @@ _TABLE: dict[str, dict[str, Part]] = {
     },
     "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config)},
+    "mask_head": {"product": Part(ProductMaskHead.from_config), "dynamic": Part(DynamicMaskHead.from_config)},
     "query_source": {},
     "assigner": {"hungarian": Part(HungarianAssigner.from_config)},
     "class_loss": {"cross_entropy": Part(ClassCrossEntropy.from_config)},
