@@ -10,17 +10,20 @@ from builders import random_model, tiny_config
 from maskformer_hf import MaskFormerConfig
 from maskformer_hf.models import assembly, dense_workspace, matcher, parts
 from maskformer_hf.models.at_once import AtOnce
-from maskformer_hf.models.interfaces import Ask, PixelDecoderOutput
+from maskformer_hf.models.interfaces import Ask, ExtraQueries, PixelDecoderOutput
 from maskformer_hf.models.mask_head_dynamic import SHAPES, SIZES, DynamicMasks, Networks, middles
 from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.models.part import Part
+from maskformer_hf.models.query_relations import BoxRelations, MaskRelations, box_relations, mask_relations, soft_boxes
 from tensors import LargestTensor
 from tests.models.contract import NUM_LAYERS, Mask2FormerContract, ModelContract
 
 # Fields that add to a model, and the kinds of models that they are tested in.
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "boundary_blocks": ({"boundary_blocks": 2}, ("maskformer", "mask2former", "video", "per_pixel")),
+    "boxes": ({"query_relations": "boxes"}, ("mask2former", "video")),
+    "masks": ({"query_relations": "masks"}, ("mask2former", "video")),
     "dynamic": ({"mask_head": "dynamic"}, ("maskformer", "mask2former", "video")),
 }
 CASES = [(name, kind) for name, (_, kinds) in OPTIONS.items() for kind in kinds]
@@ -100,6 +103,11 @@ def test_off_they_leave_no_trace():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"query_relations": "boxes"},
+            r"`query_relations`='boxes' needs the masks of each layer, which `transformer_decoder`='detr' does not",
+        ),
+        ({"query_relations": "graph"}, r"`query_relations` must be one of \[None, 'boxes', 'masks'\], got 'graph'"),
         ({"boundary_blocks": -1}, r"`boundary_blocks` must be 0 \(none\) or more, got -1"),
         (
             {"pixel_decoder": "fapn", "fapn_form": "pyramid"},
@@ -122,6 +130,99 @@ def test_contradictions(fields, message):
 class TestBoundaryBlocks(ModelContract):
     fields: ClassVar[dict[str, Any]] = {"boundary_blocks": 1, "transformer_decoder": "masked"}
     num_predictions = NUM_LAYERS + 1
+
+
+# --- relations between queries
+
+
+class TestBoxRelations(Mask2FormerContract):
+    fields: ClassVar[dict[str, Any]] = {"query_relations": "boxes"}
+
+
+class TestMaskRelations(Mask2FormerContract):
+    fields: ClassVar[dict[str, Any]] = {"query_relations": "masks"}
+
+
+def rectangles(scale=1, down=0, right=0) -> torch.Tensor:
+    """Masks (1, 4, 40, 60): two that touch, one inside of another, one far away."""
+    masks = torch.zeros(1, 4, 40, 60, dtype=torch.bool)
+    for number, (top, bottom, left, end) in enumerate([(1, 7, 2, 5), (1, 7, 5, 11), (2, 4, 3, 5), (9, 11, 14, 18)]):
+        rows, columns = (slice(scale * a + b, scale * c + b) for a, b, c in ((top, down, bottom), (left, right, end)))
+        masks[0, number, rows, columns] = True
+    return masks
+
+
+@pytest.fixture(params=[BoxRelations, MaskRelations])
+def relations(request):
+    torch.manual_seed(0)
+    module = request.param(4)
+    nn.init.normal_(module.gain)
+    return module
+
+
+def bias_of(relations, masks) -> torch.Tensor:
+    with torch.no_grad():
+        return relations(masks.flatten(2), masks.shape[2:])
+
+
+def test_relations_do_not_depend_on_where_all_masks_are(relations):
+    expected = bias_of(relations, rectangles())
+    assert expected.shape == (1, 4, 4, 4)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(bias_of(relations, rectangles(down=11, right=7)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_relations_follow_the_order_of_queries(relations):
+    order = torch.tensor([2, 0, 3, 1])
+    expected = bias_of(relations, rectangles())[:, :, order][..., order]
+    torch.testing.assert_close(bias_of(relations, rectangles()[:, order]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_queries_that_must_not_be_seen_are_not(relations):
+    masks, attended = rectangles(), torch.ones(1, 4, 4, dtype=torch.bool)
+    attended[0, 1:, 0] = False
+    with torch.no_grad():
+        bias = relations(masks.flatten(2), masks.shape[2:], attended)
+    assert torch.equal(torch.isinf(bias), ~attended.expand(1, 4, 4, 4))
+
+
+def test_boxes_do_not_depend_on_the_scale():
+    middle, sides = soft_boxes(rectangles())
+    assert torch.allclose(sides[0], torch.tensor([[3.0, 6], [6, 6], [2, 2], [4, 2]]), atol=1e-5)
+    assert torch.allclose(middle[0, 0], torch.tensor([3.0, 3.5]), atol=1e-5)
+    scaled = soft_boxes(rectangles(scale=3, down=2))
+    for got, expected in zip(box_relations(*scaled), box_relations(middle, sides), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    video = rectangles()[:, :, None].expand(-1, -1, 3, -1, -1)
+    torch.testing.assert_close(soft_boxes(video)[1], sides)
+
+
+def test_overlap_does_not_depend_on_the_scale_and_far_masks_do_not_touch():
+    overlap, within, touching = mask_relations(rectangles())
+    assert torch.allclose(overlap[0, 0], torch.tensor([1, 0, 4 / 18, 0]))
+    assert torch.allclose(within[0, 2], torch.tensor([1, 0, 1.0, 0]))
+    assert torch.allclose(touching[0, 0], torch.tensor([0, 6 / 22, 0, 0]))
+    assert touching[0, 3].count_nonzero() == 0
+    for number, values in enumerate(mask_relations(rectangles(scale=3))):
+        # The ring around a mask is one cell wide whatever the scale, and has four corners.
+        tolerance = 0.07 if number == 2 else 1e-6
+        torch.testing.assert_close(values, (overlap, within, touching)[number], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_extra_queries_keep_their_masks_of_attention(kind):
+    """A query that may not see another is not told how it lies to it."""
+    model = random_model(tiny_config("mask2former", query_relations=kind))
+    nn.init.ones_(model.model.transformer_decoder.relations.gain)
+    features = torch.randn(2, 3, 32, generator=torch.manual_seed(2))
+    attended = torch.ones(8, 8, dtype=torch.bool)
+    attended[3:, :3] = False
+    with torch.no_grad():
+        encoded = model.model.encode(inputs("mask2former"), Ask())
+        plain = model.model.decode(encoded, Ask()).outputs[-1].queries[-1]
+        extra = ExtraQueries(features, features, (), attended)
+        seen = model.model.decode(encoded, Ask(), extra).outputs[-1].queries[-1][:, 3:]
+    torch.testing.assert_close(seen, plain, rtol=1e-4, atol=1e-5)
 
 
 # --- dynamic masks

@@ -42,6 +42,7 @@ _PARTS = {
     "class_head": "linear",
     "mask_head": "product",
     "query_source": None,
+    "query_relations": None,
     "boundary_blocks": 0,
 }
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}

@@ -18,6 +18,7 @@ SLOT_FIELDS = {
     "pixel_decoder": "pixel_decoder",
     "transformer_decoder": "transformer_decoder",
     "cross_attention": "cross_attention",
+    "query_relations": "query_relations",
     "class_head": "class_head",
     "mask_head": "mask_head",
     "query_source": "query_source",

@@ -57,9 +57,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
+        query_relations: A bias of self-attention in `"masked"` from how queries lie to each other, zero at first: by the
+            `"boxes"` around their masks, or by how their `"masks"` overlap and touch; None for none.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings, or `"dynamic"`,
-            which adds to it what a small convolution network of each query gives, at first nothing.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings; or
+            `"dynamic"`, which adds to it what a small convolution network of each query gives, at first nothing.
         query_source: A part that gives the transformer decoder extra queries in training; None for none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
@@ -105,7 +107,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     is_per_pixel: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
     # Fields that may be None: the model then has no such part.
-    optional_parts: ClassVar[tuple[str, ...]] = ("query_source",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("query_relations", "query_source")
     # Other models of ours, by `model_type`, whose weights this one starts from.
     starts_from: ClassVar[tuple[str, ...]] = ()
 
@@ -124,6 +126,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
 
     transformer_decoder: str | None = "detr"
     cross_attention: str = "softmax"
+    query_relations: str | None = None
     class_head: str = "linear"
     mask_head: str = "product"
     query_source: str | None = None

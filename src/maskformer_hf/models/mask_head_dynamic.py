@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from .interfaces import Ask, Facts, PixelDecoderOutput
-from .mask_head import ProductMaskHead
+from .layers import MLP
 from .masks import Masks, MaskValues, ProductMasks
 from .point_sampling import sample_embeddings
 
@@ -27,7 +27,7 @@ NUM_PARTS = 16
 COARSE = 8
 
 
-class DynamicMaskHead(ProductMaskHead):
+class DynamicMaskHead(MLP):
     """For each query, besides its mask embedding, the 169 weights of a network of three 1x1 convolutions.
 
     The networks read eight channels of the pixel embeddings and where a pixel lies from the middle of the query's
@@ -36,7 +36,8 @@ class DynamicMaskHead(ProductMaskHead):
     """
 
     def __init__(self, hidden_size: int, mask_feature_size: int):
-        super().__init__(hidden_size, mask_feature_size)
+        # Under the names that the weights of products have.
+        super().__init__(hidden_size, hidden_size, mask_feature_size, num_layers=3)
         self.reduction = nn.Conv2d(mask_feature_size, WIDTH, 1)
         self.network = nn.Linear(hidden_size, NUM_PARAMETERS - NUM_LAST)
         self.last_layer = nn.Linear(hidden_size, NUM_LAST)
@@ -73,7 +74,7 @@ class DynamicMaskHead(ProductMaskHead):
 
         Where networks are not zero, masks of resized maps are not quite the resized masks.
         """
-        resized = super().at_size(pixels, size)
+        resized = F.interpolate(pixels.embeddings.detach(), size=tuple(size), mode="bilinear", align_corners=False)
         return torch.cat((resized, self._seen(resized)), dim=1)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | pixel_decoder | `pixel_decoder` | `(config, facts)` | `FPNPixelDecoder` |
 | transformer_decoder | `transformer_decoder` | `(config, facts, memory, make_mask_head)` | `DetrTransformerDecoder` |
 | cross_attention | `cross_attention` | `(config)` | `MaskedCrossAttention` |
+| query_relations | `query_relations` | `(config)` | `QueryRelations` |
 | class_head | `class_head` | `(config)` | `LinearClassHead` |
 | mask_head | `mask_head` | `(config, facts)` | `ProductMaskHead` |
 | query_source | `query_source` | `(config)` | `ExtraQueries` |
@@ -35,6 +36,7 @@ from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fapn import FaPNPixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .prediction_head import LinearClassHead
+from .query_relations import BoxRelations, MaskRelations
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 
@@ -44,7 +46,10 @@ def _masked_decoder(
 ) -> MaskedTransformerDecoder:
     cross_attention = part_of("cross_attention", config.cross_attention)
     cross_attentions = [cross_attention.build(config) for _ in range(config.decoder_layers)]
-    return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
+    relations = None
+    if config.query_relations is not None:
+        relations = part_of("query_relations", config.query_relations).build(config)
+    return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions, relations)
 
 
 _TABLE: dict[str, dict[str, Part]] = {
@@ -67,6 +72,10 @@ _TABLE: dict[str, dict[str, Part]] = {
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
     },
     "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
+    "query_relations": {
+        "boxes": Part(BoxRelations.from_config, BoxRelations.check),
+        "masks": Part(MaskRelations.from_config, MaskRelations.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
     "mask_head": {"product": Part(ProductMaskHead.from_config), "dynamic": Part(DynamicMaskHead.from_config)},
     "query_source": {},
