@@ -57,8 +57,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
-        query_relations: A bias of self-attention in `"masked"` from how queries lie to each other, zero at first: by the
-            `"boxes"` around their masks, or by how their `"masks"` overlap and touch; None for none.
+        query_relations: A bias of self-attention in `"masked"` from how queries lie to each other, zero at first: by
+            the `"boxes"` around their masks, or by how their `"masks"` overlap and touch; None for none.
         class_head: What classifies queries: `"linear"`.
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings; or
             `"dynamic"`, which adds to it what a small convolution network of each query gives, at first nothing.
@@ -83,7 +83,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             random `"points"` that all masks of an image share, as in Mask2Former.
         assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer.
         class_loss: `"cross_entropy"`, with a no-object class.
-        loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
+        loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts: `"boundary"`, the
+            boundary loss, which grows over training from a hundredth of its weight to all of it.
         panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query.
         intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
             Mask2Former; else all that it won.

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .assigners import HungarianAssigner
+from .boundary_loss import BoundaryLoss
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
@@ -85,6 +86,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "focal": Part(lambda config: FocalLoss()),
         "cross_entropy": Part(lambda config: CrossEntropyLoss()),
         "dice": Part(lambda config: DiceLoss()),
+        "boundary": Part(BoundaryLoss.from_config),
     },
     "merging": MERGINGS,
     "plan": {},

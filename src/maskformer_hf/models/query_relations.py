@@ -119,8 +119,8 @@ def box_relations(middle_BR2: torch.Tensor, sides_BR2: torch.Tensor) -> list[tor
 
 @torch.no_grad()
 def mask_relations(inside_BRhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Three shares for each pair of masks, (B, R, R): intersection over union, how much of the first lies in the second,
-    and how many of the cells around the first do."""
+    """Three shares for each pair of masks, (B, R, R): intersection over union, how much of the first mask lies in the
+    second, and how many of the cells around the first do."""
     inside = inside_BRhw.float()
     frames = inside.flatten(0, -3)[:, None]
     around = F.max_pool2d(frames, 3, stride=1, padding=1)[:, 0].view_as(inside) - inside
