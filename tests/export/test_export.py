@@ -88,6 +88,7 @@ def post_processed(tiny_checkpoint, tmp_path_factory):
     return path, result.output
 
 
+@pytest.mark.slow
 def test_post_processing_in_the_graph(post_processed, tiny_model):
     _, run = read_onnx(post_processed[0])
     assert_same_classes(tiny_model, run)
@@ -152,6 +153,7 @@ def save_variant(name, tiny_model, tiny_processor, folder):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
@@ -162,6 +164,7 @@ def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
     assert_same_logits(model, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [parameter for parameter in PARAMETERS if parameter.id != "swin"])
 def test_torch_export_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
@@ -182,6 +185,7 @@ print(files["metadata.json"])
 """
 
 
+@pytest.mark.slow
 def test_torch_export_runs_without_this_package(tiny_checkpoint, tiny_model, tmp_path):
     path = export.export_checkpoint(tiny_checkpoint, tmp_path / "tiny.pt2", "torch-export", post_process=True).path
     inputs, outputs = tmp_path / "inputs.pt", tmp_path / "outputs.pt"
@@ -218,6 +222,7 @@ def test_same_padding_is_that_of_timm(length, kernel_size, stride, dilation):
     assert torch.equal(conv_same(convolution, x), convolution(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
 def test_int8(calibrated, tiny_checkpoint, tiny_model, tiny_processor, tmp_path):
     photos = tmp_path / "photos"

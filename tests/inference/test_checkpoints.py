@@ -53,6 +53,7 @@ def test_nuclei_finds_nuclei():
     assert 0.6 * len(masks) < len(likely.segments) < 1.6 * len(masks)
 
 
+@pytest.mark.slow
 def test_moving_follows_a_goat():
     """As one track in all frames; J of the whole clip, of which these are the first half, is 68.5."""
     pytest.importorskip("av")

@@ -294,6 +294,7 @@ class AnyModelContract:
         assert not torch.equal(self.trained_weight(model), before)
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
+    @pytest.mark.slow
     def test_export(self, shared):
         """The inference graph for any batch, height and width."""
         batch, rows, columns = torch.export.dims("batch", "rows", "columns", min=2, max=1024)
