@@ -231,6 +231,7 @@ def test_data(workplace, monkeypatch):
     assert opened["ade20k"].task == "panoptic"
 
 
+@pytest.mark.slow
 def test_video(workplace):
     found = run_page("video")
     assert found["prediction"].num_frames == 8

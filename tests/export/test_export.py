@@ -137,8 +137,6 @@ VARIANTS = {
     "swin with encoder": {"backbone_config": SWIN, "pixel_decoder": "transformer_fpn", "encoder_layers": 1},
     "mask2former": {**MASK2FORMER, "encoder_layers": 1, "encoder_ffn_dim": 32, "decoder_layers": 3},
 }
-SLOW = {"swin", "swin with encoder", "mask2former"}
-PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [], id=name) for name in VARIANTS]
 
 
 def make_variant(tiny_model, **fields) -> MaskFormerForUniversalSegmentation:
@@ -154,7 +152,7 @@ def save_variant(name, tiny_model, tiny_processor, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", PARAMETERS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
     result = export.export_checkpoint(tmp_path / "model", tmp_path / "new" / "model.onnx")
@@ -165,7 +163,7 @@ def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [parameter for parameter in PARAMETERS if parameter.id != "swin"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "swin"])
 def test_torch_export_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
     path = export.export_checkpoint(tmp_path / "model", tmp_path / "model.pt2", "torch-export").path

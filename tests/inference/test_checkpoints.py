@@ -31,6 +31,7 @@ def test_every_checkpoint_is_whole_and_small(name):
     assert prediction.task == model.config.task
 
 
+@pytest.mark.slow
 def test_nuclei_finds_nuclei():
     """AP50 of this photo alone; 66.9 is that of all of the validation split."""
     model, processor = load("nuclei")

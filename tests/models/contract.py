@@ -309,6 +309,7 @@ class AnyModelContract:
             for name, logits in zip(self.logits, got, strict=True):
                 torch.testing.assert_close(logits, expected[name], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_compile(self, shared):
         torch.compiler.reset()
         compiled = torch.compile(shared, fullgraph=True, backend="eager")
