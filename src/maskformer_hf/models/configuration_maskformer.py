@@ -49,6 +49,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
+        encoder_exits: Train `pixel_decoder="deformable"` to be left early, as ECO-M2F: for each encoder layer but the
+            last, the weight of the loss of the predictions that are made of its maps; 0 where there are none to be.
+        inference_encoder_layers, inference_layers: So many layers of the pixel decoder's encoder, or of the transformer
+            decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
+            what the auxiliary prediction of that layer is.
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
@@ -113,6 +118,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_layers: int = 6
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
+    encoder_exits: list[float | int] | tuple[float | int, ...] | None = None
+    inference_encoder_layers: int | None = None
 
     transformer_decoder: str | None = "detr"
     cross_attention: str = "softmax"
@@ -124,6 +131,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     ffn_dim: int = 2048
     dropout: float | int = 0.1
     decoder_layers: int = 6
+    inference_layers: int | None = None
     decoder_encoder_layers: int = 0
     pre_norm: bool = False
     enforce_input_projection: bool = False
@@ -227,6 +235,10 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        for name, layers in (("inference_layers", "decoder_layers"), ("inference_encoder_layers", "encoder_layers")):
+            stop, count = getattr(self, name), getattr(self, layers)
+            if stop is not None and not 1 <= stop <= count:
+                raise ValueError(f"`{name}` must be 1 to `{layers}`={count}, or None for all of them, got {stop}.")
         for part in parts_of(self).values():
             part.check(self)
         for name in self.loss_terms or {}:

@@ -47,7 +47,7 @@ def _masked_decoder(
 
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
-        "fpn": Part(FPNPixelDecoder.from_config),
+        "fpn": Part(FPNPixelDecoder.from_config, FPNPixelDecoder.check),
         "transformer_fpn": Part(
             TransformerFPNPixelDecoder.from_config, TransformerFPNPixelDecoder.check, ("TransformerEncoderLayer",)
         ),

@@ -44,6 +44,25 @@ def check_width(config: Any, name: str):
         )
 
 
+def check_no_encoder(config: Any):
+    """Refuse fields of an encoder, for a pixel decoder that has none."""
+    if config.inference_encoder_layers is not None:
+        raise ValueError(
+            f"`pixel_decoder={config.pixel_decoder!r}` has no encoder to leave early: `inference_encoder_layers` must "
+            f"be None, got {config.inference_encoder_layers}."
+        )
+    check_no_exits(config)
+
+
+def check_no_exits(config: Any):
+    """Refuse exits of the encoder, for a pixel decoder that trains none."""
+    if config.encoder_exits is not None:
+        raise ValueError(
+            f"`pixel_decoder={config.pixel_decoder!r}` trains no earlier exits of its encoder: `encoder_exits` must be "
+            f"None, got {config.encoder_exits}; choose 'deformable'."
+        )
+
+
 class FeedForward(nn.Module):
     def __init__(self, hidden_size: int, ffn_dim: int, dropout: float):
         super().__init__()
