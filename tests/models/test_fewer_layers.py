@@ -109,12 +109,12 @@ def test_a_number_of_layers_that_there_is_not(tiny_checkpoint, tiny_model, tiny_
     with pytest.raises(ValueError, match=f"`inference_layers` must be 1 to `decoder_layers`={last}, .* got 99"):
         predict(tiny_model, tiny_processor, photo_paths[0], inference_layers=99)
     assert tiny_model.config.inference_layers is None
-    with pytest.raises(ValueError, match="cannot be loaded: `inference_layers` must be 1 to .* got 99"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: `inference_layers` must be 1 to .* got 99"):
         load(tiny_checkpoint, device="cpu", inference_layers=99)
 
 
 def test_a_per_pixel_baseline_without_a_decoder_has_none_to_stop():
-    with pytest.raises(ValueError, match="no transformer decoder to stop early: .* got 1"):
+    with pytest.raises(ValueError, match=r"no transformer decoder to stop early: .* got 1"):
         PerPixelBaselineConfig(inference_layers=1)
     with pytest.raises(ValueError, match="A per-pixel baseline trains no earlier exits"):
         PerPixelBaselineConfig(pixel_decoder="deformable", encoder_exits=[1.0] * 5)
