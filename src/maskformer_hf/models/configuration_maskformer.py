@@ -14,7 +14,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from .assembly import outside_parts, parts_of
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
-from .layers import NUM_NORM_GROUPS
 from .parts import part_of
 from .remote_code import IS_REMOTE, CheckpointMixin
 from .result_options import TASKS
@@ -42,9 +41,10 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
-        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels.
-        feature_size: Width C of the pixel decoder, a multiple of 32.
+        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels; or
+            `"pem"`, PEM's, of deformable convolutions.
+        feature_size: Width C of the pixel decoder; a multiple of 32, except for `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
@@ -56,7 +56,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             what the auxiliary prediction of that layer is.
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before.
-        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
+        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
+            most similar cell.
         class_head: What classifies queries: `"linear"`.
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
         query_source: A part that gives the transformer decoder extra queries in training; None for none.
@@ -224,13 +225,10 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         for name, choices in {**CHOICES, "task": self.tasks}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
+        sizes = "num_labels", "num_channels", "feature_size", "mask_feature_size", "decoder_layers", "num_queries"
+        for name in (*sizes, "num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.feature_size < 1 or self.feature_size % NUM_NORM_GROUPS:
-            raise ValueError(
-                f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {self.feature_size}."
-            )
         if not 1 <= self.encoder_levels <= NUM_FEATURE_LEVELS:
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:

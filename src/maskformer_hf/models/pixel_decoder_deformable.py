@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .deformable_attention import DeformableAttention, SamplingPlan, plan_sampling
 from .interfaces import Ask, Facts, PixelDecoderOutput
-from .layers import NUM_NORM_GROUPS, ConvNorm, init_convolutions
+from .layers import NUM_NORM_GROUPS, ConvNorm, check_norm_groups, init_convolutions
 from .position_encoding import sine_position_encoding
 from .transformer_layers import FeedForward, LayerSizes, check_width
 
@@ -92,6 +92,7 @@ class DeformablePixelDecoder(nn.Module):
     @staticmethod
     def check(config: Any):
         check_width(config, "feature_size")
+        check_norm_groups(config)
         exits = config.encoder_exits
         if exits is None:
             return
