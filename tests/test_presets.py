@@ -118,7 +118,7 @@ def count_parameters(config) -> int:
 
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
-    # Of the two Swin-B of a table, one serves for both.
+    # Some tables have two Swin-B, which are one preset.
     assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 * 6
 
 

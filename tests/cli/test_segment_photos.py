@@ -137,7 +137,7 @@ MISTAKES = {
     "an unknown checkpoint": (["{photo}", "--checkpoint", "nonsense"], "no checkpoint 'nonsense'"),
     "an unknown device": (["{photo}", "--device", "toaster"], "device 'toaster'"),
     "an unknown dtype": (["{photo}", "--dtype", "int3"], "'bfloat16'"),
-    "an unknown plan": (["{photo}", "--plan", "mosaic"], "`plan` must be one of ['whole', 'tiles'], got 'mosaic'"),
+    "an unknown plan": (["{photo}", "--plan", "mosaic"], "--plan must be one of ['whole', 'tiles'], got 'mosaic'"),
     "over the photo": (["copy.png", "--output", "copy.png"], "overwritten"),
 }
 

@@ -27,7 +27,7 @@ NUM_HEADS, WIDTH = SIZES["num_attention_heads"], SIZES["hidden_size"]
 class AnyModelContract:
     """Models of any kind, on batches of two."""
 
-    # Of `builders.tiny_config`; `backbone` and `fields` are added to it.
+    # A kind of `builders.tiny_config`, which `backbone` and `fields` are given to.
     kind = "maskformer"
     backbone: ClassVar[dict[str, Any]] = resnet()
     fields: ClassVar[dict[str, Any]] = {}
@@ -44,7 +44,7 @@ class AnyModelContract:
     attended_sizes: ClassVar[list[tuple[int, int]] | None] = None
     num_encoder_attentions = 0
     encoder_attention_size = (6, 6)
-    # Of the transformer decoder: 0 if there is none. Mask2Former's learned queries are one more prediction.
+    # Layers of the transformer decoder, 0 if there is none. Mask2Former's learned queries are one more prediction.
     num_layers = NUM_LAYERS
     num_predictions = NUM_LAYERS
     # What lies between the batch and the channels: (T,) for clips.
@@ -84,7 +84,7 @@ class AnyModelContract:
         }
 
     def logit_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Of two images of this size."""
+        """Shapes of the logits of two images of this size, by name."""
         cells = math.ceil(height / self.stride), math.ceil(width / self.stride)
         return {
             "class_queries_logits": (2, NUM_QUERIES, NUM_LABELS + 1),
