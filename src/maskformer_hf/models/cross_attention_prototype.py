@@ -57,7 +57,7 @@ class PrototypeCrossAttention(nn.Module):
         self.query_proj = nn.Linear(hidden_size, hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.scale = nn.Parameter(torch.ones(1, 1, hidden_size))
 
     @classmethod
     def from_config(cls, config: Any) -> "PrototypeCrossAttention":
