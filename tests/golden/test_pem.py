@@ -137,7 +137,7 @@ def test_training_with_the_statistics_of_the_batch(case, as_original, replay_ran
 
 
 def assert_gradients(case, model, key):
-    """Of the weighted total, for every parameter."""
+    """The gradient of the weighted total with respect to every parameter."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     names = tensor_names(model.config)
     expected = case.record["gradients"][key]

@@ -13,6 +13,7 @@ from .layers import init_batch_norm
 from .transformer_layers import check_no_encoder
 
 try:
+    # Much less memory than without it.
     from torchvision.ops import deform_conv2d
 except ImportError:
     deform_conv2d = None
@@ -72,9 +73,32 @@ class DeformableConvolution(nn.Module):
         tensors = maps, offsets, self.convolution.weight, counts.sigmoid()
         with torch.autocast(maps.device.type, enabled=False):
             values, offsets, weight, counts = (tensor.float() for tensor in tensors)
-            assert deform_conv2d is not None
-            result = deform_conv2d(values, offsets, weight, padding=(1, 1), mask=counts)
+            if deform_conv2d is None or torch.compiler.is_exporting():
+                result = sampled_convolution(values, offsets, weight, counts)
+            else:
+                result = deform_conv2d(values, offsets, weight, padding=(1, 1), mask=counts)
         return F.relu(self.norm(result.to(maps.dtype)))
+
+
+def sampled_convolution(
+    maps_BChw: torch.Tensor, offsets: torch.Tensor, weight: torch.Tensor, counts_B9hw: torch.Tensor
+) -> torch.Tensor:
+    """What `torchvision.ops.deform_conv2d` computes, by `grid_sample`, which exported files know, in more memory.
+
+    `offsets` (B, 18, h, w) are down and right of each of the nine taps in turn, `counts_B9hw` how much each counts.
+    """
+    height, width = maps_BChw.shape[-2:]
+    steps = torch.arange(-1, 2, device=maps_BChw.device)
+    rows = torch.arange(height, device=maps_BChw.device)
+    columns = torch.arange(width, device=maps_BChw.device)
+    down_B9hw, right_B9hw = offsets.unflatten(1, (NUM_TAPS, 2)).unbind(2)
+    y_B9hw = rows[:, None] + steps.repeat_interleave(3)[:, None, None] + down_B9hw
+    x_B9hw = columns + steps.repeat(3)[:, None, None] + right_B9hw
+    # From cells to the coordinates of grid_sample, in which the map reaches from -1 to 1.
+    grid = torch.stack(((2 * x_B9hw + 1) / width - 1, (2 * y_B9hw + 1) / height - 1), dim=-1)
+    sampled = F.grid_sample(maps_BChw, grid.flatten(1, 2), align_corners=False)
+    sampled_BC9hw = sampled.unflatten(2, (NUM_TAPS, height)) * counts_B9hw[:, None]
+    return torch.einsum("bckhw,ock->bohw", sampled_BC9hw, weight.flatten(2))
 
 
 class Upsampling(nn.Module):
@@ -112,8 +136,6 @@ class PEMPixelDecoder(nn.Module):
 
     def __init__(self, facts: Facts, feature_size: int, mask_feature_size: int):
         super().__init__()
-        if deform_conv2d is None:
-            raise ImportError("`pixel_decoder='pem'` needs torchvision: pip install torchvision")
         coarsest_first = facts.channels[::-1]
         self.laterals = nn.ModuleList(ConvBatchNorm(channels, feature_size) for channels in coarsest_first)
         self.context = ConvBatchNorm(coarsest_first[0], feature_size)
