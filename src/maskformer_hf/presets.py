@@ -62,6 +62,7 @@ PEM_PARTS = {"pixel_decoder": "pem", "cross_attention": "prototype"}
 PEM: dict[str, Any] = {
     **MASK2FORMER,
     **PEM_PARTS,
+    "encoder_ffn_dim": None,
     "feature_size": 128,
     "decoder_layers": 6,
     "pre_norm": True,

@@ -42,11 +42,13 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels; or
-            `"pem"`, PEM's, of deformable convolutions.
-        feature_size: Width C of the pixel decoder; a multiple of 32, except for `"pem"`.
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
+            `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; or `"pem"`, PEM's, of deformable
+            convolutions.
+        feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
-        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
+        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
+            RT-DETR has 1.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
         encoder_exits: Train `pixel_decoder="deformable"` to be left early, as ECO-M2F: for each encoder layer but the

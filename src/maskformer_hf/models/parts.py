@@ -33,6 +33,7 @@ from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_hybrid import HybridPixelDecoder
 from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
 from .transformer_decoder_detr import DetrTransformerDecoder
@@ -56,6 +57,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
         "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
     },
     "transformer_decoder": {
