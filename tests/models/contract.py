@@ -117,6 +117,11 @@ class AnyModelContract:
         assert not unasked & outputs.keys()
         assert torch.equal(images, before)
 
+    def test_an_unknown_argument_is_an_error(self, shared):
+        for model in (shared, shared.base_model):
+            with pytest.raises(TypeError, match=r"unexpected keyword argument 'mask_lables'"):
+                model(self.images(), mask_lables=None)
+
     def test_every_parameter_gets_a_gradient(self):
         self.assert_gradients(self.model())
 

@@ -29,8 +29,7 @@ class PredictOptions(TypedDict, total=False):
     intersect_with_mask: Whether a panoptic segment keeps only pixels that its own mask has.
     merging: How panoptic segments share the pixels: "argmax".
     resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
-    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, which travels with a
-        checkpoint, and unless set never cuts.
+    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
     inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel decoder's
@@ -72,10 +71,11 @@ def predict(
 
     Args:
         images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
-        task: What the checkpoint was trained for (`config.task`) if None.
+        task: None is what the checkpoint was trained for, `config.task`.
         batch_size: Images, or tiles, that run together.
-        target_sizes: The size of the photo, or a (height, width) for each image.
-        plan: How the model sees a photo: "whole" or "tiles"; if None, "tiles" where there is a `tile_size`.
+        target_sizes: "original", which is the size of the photo, or a (height, width) for each image.
+        plan: How the model sees a photo: "whole", "tiles", or a name that was registered. None is "tiles" where there
+            is a `tile_size`, and else "whole".
         progress: Show a progress bar: of the images if there are several, and of the tiles of each.
         options: See [`PredictOptions`].
 

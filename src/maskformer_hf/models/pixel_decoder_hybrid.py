@@ -66,7 +66,7 @@ class Fusion(nn.Module):
 
 
 class HybridPixelDecoder(nn.Module):
-    """The memory is the hybrid encoder's result. Its finest map and the backbone's are added up for pixel embeddings."""
+    """The memory is the hybrid encoder's result. Pixel embeddings are made of its finest map and the backbone's."""
 
     def __init__(self, facts: Facts, feature_size: int, mask_feature_size: int, num_layers: int, sizes: LayerSizes):
         super().__init__()
