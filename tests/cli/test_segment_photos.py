@@ -164,3 +164,13 @@ def test_a_broken_checkpoint_is_one_line(run, tiny_checkpoint, photo_paths, tmp_
         folder = shutil.copytree(tiny_checkpoint, tmp_path / f"broken {name}")
         (folder / name).write_bytes(content)
         assert name.split(".")[0] in one_line_error(run("segment", photo_paths[0], "--checkpoint", folder))
+
+
+def test_fewer_layers_are_run(segment, photo_paths):
+    found = [
+        json.loads(segment(photo_paths[0], "--json", "--task", "semantic", *layers).stdout)
+        for layers in ((), ("--inference-layers", "1"))
+    ]
+    assert found[0][0]["segments"] != found[1][0]["segments"]
+    result = segment(photo_paths[0], "--json", "--inference-layers", "99")
+    assert "`inference_layers` must be 1 to `decoder_layers`=" in one_line_error(result)

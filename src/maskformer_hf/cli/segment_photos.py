@@ -31,7 +31,7 @@ def segment_photos(options: "SegmentOptions") -> None:
 
     if options.plan is not None and options.plan not in plan_names():
         raise ValueError(f"--plan must be one of {list(plan_names())}, got {options.plan!r}")
-    model, processor = load(options.checkpoint, options.device, options.dtype)
+    model, processor = load(options.checkpoint, options.device, options.dtype, **options.layers)
     records = []
     pairs = zip(photos, pictures, strict=True)
     for photo, picture in tqdm(pairs, "Segmenting", len(photos), unit="image", disable=not several):

@@ -34,7 +34,7 @@ def segment_videos(options: "SegmentOptions") -> None:
     from ..inference.load import load
     from ..inference.video import predict_video
 
-    loaded: Any = load(options.checkpoint, options.device, options.dtype)
+    loaded: Any = load(options.checkpoint, options.device, options.dtype, **options.layers)
     model, processor = loaded
     given: dict[str, Any] = {} if options.threshold is None else {"threshold": options.threshold}
     records = []

@@ -54,6 +54,23 @@ def init_convolutions(module: nn.Module):
                 init.zeros_(layer.bias)
 
 
+def init_batch_norm(norm: Any):
+    """A BatchNorm that has seen nothing."""
+    init.ones_(norm.weight)
+    init.zeros_(norm.bias)
+    init.zeros_(norm.running_mean)
+    init.ones_(norm.running_var)
+    init.zeros_(norm.num_batches_tracked)
+
+
+def check_norm_groups(config: Any):
+    """Refuse a width of the pixel decoder that GroupNorm cannot split."""
+    if config.feature_size % NUM_NORM_GROUPS:
+        raise ValueError(
+            f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {config.feature_size}."
+        )
+
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 

@@ -69,6 +69,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
+            num_encoder_layers=None if self.training else self.config.inference_encoder_layers,
+            num_decoder_layers=None if self.training else self.config.inference_layers,
             progress=progress,
         )
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .assigners import HungarianAssigner
+from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
@@ -32,6 +33,8 @@ from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_hybrid import HybridPixelDecoder
+from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
@@ -47,13 +50,15 @@ def _masked_decoder(
 
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
-        "fpn": Part(FPNPixelDecoder.from_config),
+        "fpn": Part(FPNPixelDecoder.from_config, FPNPixelDecoder.check),
         "transformer_fpn": Part(
             TransformerFPNPixelDecoder.from_config, TransformerFPNPixelDecoder.check, ("TransformerEncoderLayer",)
         ),
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
+        "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -63,7 +68,10 @@ _TABLE: dict[str, dict[str, Part]] = {
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
     },
-    "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
+    "cross_attention": {
+        "softmax": Part(MaskedCrossAttention.from_config),
+        "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
     "mask_head": {"product": Part(ProductMaskHead.from_config)},
     "query_source": {},

@@ -86,7 +86,10 @@ class PredictionHead(nn.Module):
         sets: list[PredictionSet] = []
         for number, (output, pixels) in enumerate(exits[:-1], start=1):
             own = output.sets or self._sets(output, pixels, encoded.features, (), ask)
-            sets += [predictions._replace(name=f"exit{number}_{predictions.name}") for predictions in own]
+            sets += [
+                predictions._replace(name=f"exit{number}_{predictions.name}", weight=predictions.weight * pixels.weight)
+                for predictions in own
+            ]
         output, pixels = exits[-1]
         extra = () if decoded.extra is None else decoded.extra.groups
         sets += output.sets or self._sets(output, pixels, encoded.features, extra, ask)
