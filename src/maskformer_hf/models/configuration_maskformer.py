@@ -76,13 +76,17 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer.
         class_loss: `"cross_entropy"`, with a no-object class.
         loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
-        panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query.
+        panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query, or
+            `"mask_wise"`, whole masks one after the other, the best first, as in Panoptic SegFormer. Its scores are
+            lower: `object_mask_threshold` is 0.25 or 0.3 there.
         intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
             Mask2Former; else all that it won.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
             for COCO, 0.7 and 0.8 for ADE20K.
+        stuff_object_mask_threshold, stuff_overlap_mask_area_threshold: The same for classes of `label_ids_to_fuse`, if
+            those have others.
         instance_threshold: Least score of an instance, unless `predict` or the pipeline are told another.
         duplicate_iou: An instance that overlaps a better one of its class by a larger IoU is left out by `predict` and
             the pipeline; None, as in the original, keeps them all. For models whose training was too short to find each
@@ -148,6 +152,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     label_ids_to_fuse: list[int] | tuple[int, ...] | None = None
     object_mask_threshold: float | int = 0.8
     overlap_mask_area_threshold: float | int = 0.8
+    stuff_object_mask_threshold: float | int | None = None
+    stuff_overlap_mask_area_threshold: float | int | None = None
     intersect_with_mask: bool = False
     instance_threshold: float | int = 0.5
     duplicate_iou: float | int | None = None
