@@ -22,7 +22,7 @@ class PredictOptions(TypedDict, total=False):
     threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
     mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
     overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
-    stuff_threshold, stuff_overlap_mask_area_threshold: The same for classes of `label_ids_to_fuse`, if they have others.
+    stuff_threshold, stuff_overlap_mask_area_threshold: The same for `label_ids_to_fuse`, if those have others.
     label_ids_to_fuse: Stuff classes, one panoptic segment each.
     max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
         number of queries if that is larger.
