@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .assembly import outside_parts, parts_of
+from .assigner_stuff import check_stuff
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
 from .layers import NUM_NORM_GROUPS
@@ -25,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
+    "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
 }
 
@@ -54,7 +56,23 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
         class_head: What classifies queries: `"linear"`.
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
-        query_source: A part that gives the transformer decoder extra queries in training; None for none.
+        query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
+            inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
+            which several have the same target; None for none.
+        denoising_groups: How often each target has a denoising query.
+        denoising_queries: About so many denoising queries of an image in all, in place of `denoising_groups`: as many
+            groups as fit. A step in which an image has more targets has none.
+        denoising_label_noise: The probability that a denoising query starts as a random class.
+        denoising_mask_noise: How much of the masks that denoising queries look at is noise: a cell turns into its
+            opposite with this probability times the mask's share of the map.
+        denoising_noise_of_heads: Draw that noise anew for each attention head.
+        denoising_layers: Denoising queries look at the masks of targets in so many first layers, then at their own;
+            None for all.
+        denoising_class_loss: Whether denoising queries are taught classes.
+        one_to_many_queries, one_to_many_copies: Queries of `query_source="one_to_many"`, and how many of them each
+            target is matched with.
+        one_to_many_weight: What their loss is multiplied by.
+        query_position: Whether the queries of `"masked"` have a learned position; MP-Former's have none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
             the original and transformers count it as a layer.
@@ -73,7 +91,10 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             focal loss, or `"cross_entropy"`, Mask2Former's binary cross-entropy.
         matching: Costs from `"dense"` masks at the size of the predictions, as in MaskFormer, or from `num_points`
             random `"points"` that all masks of an image share, as in Mask2Former.
-        assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer.
+        assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer;
+            `"shared"`, that of the last layer for all; `"stable"`, in which a class counts as far as its mask fits.
+        stuff_assignment: `"fixed"` gives each stuff class (`label_ids_to_fuse`; all classes of a semantic model without
+            them) one of the first queries, and leaves the others to the assigner; `"matched"` leaves it all.
         class_loss: `"cross_entropy"`, with a no-object class.
         loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
         panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query, or
@@ -123,6 +144,17 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     class_head: str = "linear"
     mask_head: str = "product"
     query_source: str | None = None
+    denoising_groups: int = 5
+    denoising_queries: int | None = None
+    denoising_label_noise: float | int = 0.2
+    denoising_mask_noise: float | int = 0.0
+    denoising_noise_of_heads: bool = False
+    denoising_layers: int | None = None
+    denoising_class_loss: bool = True
+    one_to_many_queries: int = 300
+    one_to_many_copies: int = 6
+    one_to_many_weight: float | int = 1.0
+    query_position: bool = True
     hidden_size: int = 256
     num_attention_heads: int = 8
     ffn_dim: int = 2048
@@ -145,6 +177,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
     assigner: str = "hungarian"
+    stuff_assignment: str = "matched"
     class_loss: str = "cross_entropy"
     loss_terms: dict[str, float | int] | None = None
 
@@ -235,6 +268,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
         for part in parts_of(self).values():
             part.check(self)
+        check_stuff(self)
         for name in self.loss_terms or {}:
             if name in (self.mask_term, "dice", "mask"):
                 raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")
