@@ -5,16 +5,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One thread a worker: on small machines two workers with all threads each are slower than one.
 PYTEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 # For a part of the tests: make test ARGS="tests/cli -x"
 ARGS ?=
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test quick lint types format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maskformer segment examples/street.jpg --output result.png
 
+# All tests, in under ten minutes on two cores.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# All but those marked `slow`, in under three minutes on two cores.
+quick: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

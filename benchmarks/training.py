@@ -46,11 +46,12 @@ import numpy as np
 import torch
 import transformers
 
-from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor, presets
+from maskformer_hf import MaskFormerForUniversalSegmentation, MaskFormerImageProcessor
 from maskformer_hf.models.interfaces import Ask
 from maskformer_hf.models.masks import mask_logits
+from maskformer_hf.presets import PRESETS
 
-MODELS = {"r50": presets.maskformer_resnet50_ade20k, "swin-t": presets.maskformer_swin_tiny_ade20k}
+MODELS = {"r50": PRESETS["maskformer_resnet50_ade20k"], "swin-t": PRESETS["maskformer_swin_tiny_ade20k"]}
 SIDES = ("floor", "their-floor", "transformers", "dense", "points")
 
 
@@ -178,7 +179,7 @@ def keep_freed_memory() -> None:
 
 
 def print_targets(size: int = 1024, objects: int = 201) -> None:
-    """Of a map of `objects` rectangles in rows."""
+    """Measure targets made of a map of `objects` rectangles in rows."""
     cells = int(np.ceil(np.sqrt(objects)))
     cell = np.arange(size) * cells // size
     ids = (cell[:, None] * cells + cell + 1).astype(np.int32)

@@ -2,7 +2,7 @@
 
     python benchmarks/video_identity.py PATH/davis --checkpoints runs/davis_video/model runs/davis_frames/model
 
-Of each object and frame the best of all detections is taken, whatever its track, as if identities were perfect: `masks`
+Each object takes the best of all detections in each frame, whatever its track, as if identities were perfect: `masks`
 is the mean IoU of these, `flicker` that of `RegionSimilarity` for them, `tracks` how many different tracks they are
 from. A model of photos gets its tracks by linking frame to frame, as `maskformer evaluate` does it.
 """

@@ -1,5 +1,5 @@
-"""The configurations of the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and of Mask2Former's model zoo
-(https://arxiv.org/abs/2112.01527, and of videos https://arxiv.org/abs/2112.10764), one function each.
+"""The configurations in the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and in Mask2Former's model zoo
+(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), by name.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .models.configuration_maskformer import MaskFormerHfConfig
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
@@ -33,7 +33,18 @@ SWIN_SMALL = {**SWIN_TINY, "depths": [2, 2, 18, 2]}
 SWIN_BASE = {**SWIN_SMALL, "embed_dim": 128, "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
 SWIN_LARGE = {**SWIN_BASE, "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
 
-# The fields that make a Mask2Former (https://arxiv.org/abs/2112.01527) of a configuration.
+# By the part of a preset's name. A Swin-B or -L may be pretrained on ImageNet-1k or -21k, with the same configuration.
+_BACKBONES = {
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "resnet101c": RESNET101C,
+    "swin_tiny": SWIN_TINY,
+    "swin_small": SWIN_SMALL,
+    "swin_base": SWIN_BASE,
+    "swin_large": SWIN_LARGE,
+}
+
+# The fields that turn a configuration into a Mask2Former (https://arxiv.org/abs/2112.01527).
 MASK2FORMER: dict[str, Any] = {
     **MASK2FORMER_PARTS,
     "encoder_ffn_dim": 1024,
@@ -45,8 +56,18 @@ MASK2FORMER: dict[str, Any] = {
     "dice_weight": 5.0,
 }
 
-# Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` are those of the
-# segmentation maps that come with the data (of ADE20K-Full and COCO-Stuff-10k: with the original's preparation of it).
+# The fields that turn a Mask2Former into an MP-Former (https://arxiv.org/abs/2303.07336), as its code trains it: labels
+# have noise, masks have none.
+MPFORMER: dict[str, Any] = {
+    **MASK2FORMER,
+    "query_source": "denoising",
+    "query_position": False,
+    "denoising_groups": 1,
+    "denoising_label_noise": 0.2,
+}
+
+# Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` fit the segmentation maps
+# that come with the data (for ADE20K-Full and COCO-Stuff-10k: those that the original's preparation makes).
 PROCESSORS: dict[str, dict[str, Any]] = {
     "ade20k": {"size": (512, 2048), "ignore_index": 255, "do_reduce_labels": True},
     "ade20k_full": {"size": (512, 2048), "ignore_index": 65535},
@@ -63,7 +84,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "youtube_vis_2019": {"size": (360, 1333)},
     "youtube_vis_2021": {"size": (360, 1333)},
 }
-# Trained with larger crops than the other models on ADE20K.
+# These were trained with larger crops than the other models on ADE20K.
 LARGE_CROPS = tuple(
     f"{model}_swin_{size}_ade20k" for model in ("maskformer", "mask2former") for size in ("base", "large")
 )
@@ -81,206 +102,95 @@ def class_names(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
     return tuple((name, None if thing is None else bool(thing), source) for name, thing, source in lists[dataset])
 
 
-def _maskformer(backbone: dict[str, Any], dataset: str, **fields: Any) -> MaskFormerHfConfig:
+# --- MaskFormer ------------------------------------------------------------------------------------------------------
+
+_RESNETS, _SWINS = ("resnet50", "resnet101"), ("swin_tiny", "swin_small", "swin_base", "swin_large")
+
+
+class _Table(NamedTuple):
+    """Models of one data set in the paper's tables: the last part of a preset's name, the classes, and what differs."""
+
+    suffix: str
+    dataset: str
+    backbones: tuple[str, ...]
+    fields: dict[str, Any]
+
+
+_MASKFORMER_TABLES = (
+    _Table("ade20k", "ade20k_150", (*_RESNETS, "resnet101c", *_SWINS), {"task": "semantic"}),
+    _Table("ade20k_full", "ade20k_full_847", (*_RESNETS, "resnet101c"), {"task": "semantic"}),
+    _Table("coco_stuff", "coco_stuff_10k_171", (*_RESNETS, "resnet101c"), {"task": "semantic"}),
+    _Table("cityscapes", "cityscapes_19", ("resnet101", "resnet101c"), {"task": "semantic"}),
+    _Table("mapillary", "mapillary_vistas_65", ("resnet50",), {"task": "semantic"}),
+    # "R50 + 6 Enc." and "R101 + 6 Enc." in the tables.
+    _Table("coco_panoptic", "coco_panoptic_133", _RESNETS, {"pixel_decoder": "transformer_fpn"}),
+    _Table("coco_panoptic", "coco_panoptic_133", _SWINS, {"enforce_input_projection": True}),
+    _Table(
+        "ade20k_panoptic",
+        "ade20k_150",
+        _RESNETS,
+        {"pixel_decoder": "transformer_fpn", "object_mask_threshold": 0.7},
+    ),
+)
+
+
+def _maskformer(backbone: str, dataset: str, **fields: Any) -> MaskFormerHfConfig:
     stuff = [label for label, (_, is_thing, _) in enumerate(class_names(dataset)) if is_thing is False]
+    backbone_config = deepcopy(_BACKBONES[backbone])
     return MaskFormerHfConfig(
-        backbone_config=deepcopy(backbone), **_labels(dataset), label_ids_to_fuse=stuff or None, **fields
+        backbone_config=backbone_config, **_labels(dataset), label_ids_to_fuse=stuff or None, **fields
     )
 
 
 def _labels(dataset: str) -> dict[str, Any]:
-    names = [name for name, _, _ in class_names(dataset)]
+    return _numbered([name for name, _, _ in class_names(dataset)])
+
+
+def _numbered(names: list[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
 
 
-# --- ADE20K, 150 classes ---------------------------------------------------------------------------------------------
-
-
-def _ade20k(backbone: dict[str, Any]) -> MaskFormerHfConfig:
-    return _maskformer(backbone, "ade20k_150", task="semantic")
-
-
-def maskformer_resnet50_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(RESNET50)
-
-
-def maskformer_resnet101_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(RESNET101)
-
-
-def maskformer_resnet101c_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(RESNET101C)
-
-
-def maskformer_swin_tiny_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(SWIN_TINY)
-
-
-def maskformer_swin_small_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(SWIN_SMALL)
-
-
-def maskformer_swin_base_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(SWIN_BASE)
-
-
-def maskformer_swin_large_ade20k() -> MaskFormerHfConfig:
-    return _ade20k(SWIN_LARGE)
-
-
-# --- ADE20K-Full, 847 classes ----------------------------------------------------------------------------------------
-
-
-def _ade20k_full(backbone: dict[str, Any]) -> MaskFormerHfConfig:
-    return _maskformer(backbone, "ade20k_full_847", task="semantic")
-
-
-def maskformer_resnet50_ade20k_full() -> MaskFormerHfConfig:
-    return _ade20k_full(RESNET50)
-
-
-def maskformer_resnet101_ade20k_full() -> MaskFormerHfConfig:
-    return _ade20k_full(RESNET101)
-
-
-def maskformer_resnet101c_ade20k_full() -> MaskFormerHfConfig:
-    return _ade20k_full(RESNET101C)
-
-
-# --- COCO-Stuff-10k, 171 classes -------------------------------------------------------------------------------------
-
-
-def _coco_stuff(backbone: dict[str, Any]) -> MaskFormerHfConfig:
-    return _maskformer(backbone, "coco_stuff_10k_171", task="semantic")
-
-
-def maskformer_resnet50_coco_stuff() -> MaskFormerHfConfig:
-    return _coco_stuff(RESNET50)
-
-
-def maskformer_resnet101_coco_stuff() -> MaskFormerHfConfig:
-    return _coco_stuff(RESNET101)
-
-
-def maskformer_resnet101c_coco_stuff() -> MaskFormerHfConfig:
-    return _coco_stuff(RESNET101C)
-
-
-# --- Cityscapes, 19 classes, and Mapillary Vistas, 65 classes --------------------------------------------------------
-
-
-def maskformer_resnet101_cityscapes() -> MaskFormerHfConfig:
-    return _maskformer(RESNET101, "cityscapes_19", task="semantic")
-
-
-def maskformer_resnet101c_cityscapes() -> MaskFormerHfConfig:
-    return _maskformer(RESNET101C, "cityscapes_19", task="semantic")
-
-
-def maskformer_resnet50_mapillary() -> MaskFormerHfConfig:
-    return _maskformer(RESNET50, "mapillary_vistas_65", task="semantic")
-
-
-# --- COCO panoptic, 133 classes --------------------------------------------------------------------------------------
-
-
-def _coco_panoptic(backbone: dict[str, Any], **fields: Any) -> MaskFormerHfConfig:
-    return _maskformer(backbone, "coco_panoptic_133", **fields)
-
-
-def maskformer_resnet50_coco_panoptic() -> MaskFormerHfConfig:
-    """R50 + 6 Enc."""
-    return _coco_panoptic(RESNET50, pixel_decoder="transformer_fpn")
-
-
-def maskformer_resnet101_coco_panoptic() -> MaskFormerHfConfig:
-    """R101 + 6 Enc."""
-    return _coco_panoptic(RESNET101, pixel_decoder="transformer_fpn")
-
-
-def maskformer_swin_tiny_coco_panoptic() -> MaskFormerHfConfig:
-    return _coco_panoptic(SWIN_TINY, enforce_input_projection=True)
-
-
-def maskformer_swin_small_coco_panoptic() -> MaskFormerHfConfig:
-    return _coco_panoptic(SWIN_SMALL, enforce_input_projection=True)
-
-
-def maskformer_swin_base_coco_panoptic() -> MaskFormerHfConfig:
-    return _coco_panoptic(SWIN_BASE, enforce_input_projection=True)
-
-
-def maskformer_swin_large_coco_panoptic() -> MaskFormerHfConfig:
-    return _coco_panoptic(SWIN_LARGE, enforce_input_projection=True)
-
-
-# --- ADE20K panoptic, 150 classes ------------------------------------------------------------------------------------
-
-
-def _ade20k_panoptic(backbone: dict[str, Any]) -> MaskFormerHfConfig:
-    return _maskformer(backbone, "ade20k_150", pixel_decoder="transformer_fpn", object_mask_threshold=0.7)
-
-
-def maskformer_resnet50_ade20k_panoptic() -> MaskFormerHfConfig:
-    """R50 + 6 Enc."""
-    return _ade20k_panoptic(RESNET50)
-
-
-def maskformer_resnet101_ade20k_panoptic() -> MaskFormerHfConfig:
-    """R101 + 6 Enc."""
-    return _ade20k_panoptic(RESNET101)
+MASKFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"maskformer_{backbone}_{table.suffix}": partial(_maskformer, backbone, table.dataset, **table.fields)
+    for table in _MASKFORMER_TABLES
+    for backbone in table.backbones
+}
 
 
 # --- the per-pixel baselines -----------------------------------------------------------------------------------------
+
+# By the last part of a preset's name. A label map of more than 255 classes has 16 bits, and void is 65535.
+_PER_PIXEL_TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ade20k": ("ade20k_150", {}),
+    "ade20k_full": ("ade20k_full_847", {"semantic_loss_ignore_index": 65535}),
+    "coco_stuff": ("coco_stuff_10k_171", {}),
+}
 
 
 def _per_pixel(dataset: str, **fields: Any) -> MaskFormerHfPerPixelConfig:
     return MaskFormerHfPerPixelConfig(backbone_config=deepcopy(RESNET50), **_labels(dataset), **fields)
 
 
-def per_pixel_baseline_resnet50_ade20k() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("ade20k_150")
-
-
-def per_pixel_baseline_plus_resnet50_ade20k() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("ade20k_150", transformer_decoder="detr")
-
-
-def per_pixel_baseline_resnet50_ade20k_full() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("ade20k_full_847", semantic_loss_ignore_index=65535)
-
-
-def per_pixel_baseline_plus_resnet50_ade20k_full() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("ade20k_full_847", semantic_loss_ignore_index=65535, transformer_decoder="detr")
-
-
-def per_pixel_baseline_resnet50_coco_stuff() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("coco_stuff_10k_171")
-
-
-def per_pixel_baseline_plus_resnet50_coco_stuff() -> MaskFormerHfPerPixelConfig:
-    return _per_pixel("coco_stuff_10k_171", transformer_decoder="detr")
+PER_PIXEL_PRESETS: dict[str, Callable[[], MaskFormerHfPerPixelConfig]] = {
+    f"{model}_resnet50_{suffix}": partial(_per_pixel, dataset, **fields, **parts)
+    for suffix, (dataset, fields) in _PER_PIXEL_TABLES.items()
+    for model, parts in (
+        ("per_pixel_baseline", {}),
+        ("per_pixel_baseline_plus", {"transformer_decoder": "detr"}),
+    )
+}
 
 
 # --- Mask2Former -----------------------------------------------------------------------------------------------------
 
-_BACKBONES = {
-    "resnet50": RESNET50,
-    "resnet101": RESNET101,
-    "swin_tiny": SWIN_TINY,
-    "swin_small": SWIN_SMALL,
-    # Pretrained on ImageNet-1k or -21k, which makes no difference to a configuration.
-    "swin_base": SWIN_BASE,
-    "swin_large": SWIN_LARGE,
-}
-# By the last part of a preset's name: its classes, its task, and the backbones of that table of the zoo.
+# By the last part of a preset's name: its classes, its task, and the backbones in that table of the zoo.
 _MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "coco_panoptic": ("coco_panoptic_133", "panoptic", tuple(_BACKBONES)),
-    "coco_instance": ("coco_panoptic_133", "instance", tuple(_BACKBONES)),
-    "cityscapes": ("cityscapes_19", "semantic", tuple(_BACKBONES)),
-    "cityscapes_panoptic": ("cityscapes_19", "panoptic", tuple(_BACKBONES)),
-    "cityscapes_instance": ("cityscapes_19", "instance", tuple(_BACKBONES)),
-    "ade20k": ("ade20k_150", "semantic", tuple(_BACKBONES)),
+    "coco_panoptic": ("coco_panoptic_133", "panoptic", (*_RESNETS, *_SWINS)),
+    "coco_instance": ("coco_panoptic_133", "instance", (*_RESNETS, *_SWINS)),
+    "cityscapes": ("cityscapes_19", "semantic", (*_RESNETS, *_SWINS)),
+    "cityscapes_panoptic": ("cityscapes_19", "panoptic", (*_RESNETS, *_SWINS)),
+    "cityscapes_instance": ("cityscapes_19", "instance", (*_RESNETS, *_SWINS)),
+    "ade20k": ("ade20k_150", "semantic", (*_RESNETS, *_SWINS)),
     "ade20k_panoptic": ("ade20k_150", "panoptic", ("resnet50", "swin_large")),
     "ade20k_instance": ("ade20k_150", "instance", ("resnet50", "swin_large")),
     "mapillary": ("mapillary_vistas_65", "semantic", ("resnet50", "swin_large")),
@@ -288,13 +198,12 @@ _MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
+def _mask2former(backbone: str, table: str, parts: dict[str, Any] = MASK2FORMER) -> MaskFormerHfConfig:
     dataset, task, _ = _MASK2FORMER_ZOO[table]
-    fields: dict[str, Any] = {**MASK2FORMER, "task": task}
+    fields: dict[str, Any] = {**parts, "task": task}
     if task == "instance":
         # Data for instances have no stuff.
-        names = [name for name, is_thing, _ in class_names(dataset) if is_thing]
-        fields |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+        fields |= _numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
     if backbone == "swin_large" and task != "semantic":
         fields["num_queries"] = 200
     if backbone.startswith("resnet") and (dataset == "cityscapes_19" or (backbone, table) == ("resnet101", "ade20k")):
@@ -304,13 +213,19 @@ def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
         fields["object_mask_threshold"] = 0.0
     if task == "instance":
         return MaskFormerHfConfig(backbone_config=deepcopy(_BACKBONES[backbone]), **fields)
-    return _maskformer(_BACKBONES[backbone], dataset, **fields)
+    return _maskformer(backbone, dataset, **fields)
 
 
 MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     f"mask2former_{backbone}_{table}": partial(_mask2former, backbone, table)
     for table, (_, _, backbones) in _MASK2FORMER_ZOO.items()
     for backbone in backbones
+}
+
+# The original has these two of its own.
+MPFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"mpformer_resnet50_{table}": partial(_mask2former, "resnet50", table, MPFORMER)
+    for table in ("coco_instance", "coco_panoptic")
 }
 
 
@@ -328,55 +243,24 @@ def _mask2former_video(backbone: str, dataset: str) -> MaskFormerHfVideoConfig:
 VIDEO_PRESETS: dict[str, Callable[[], MaskFormerHfVideoConfig]] = {
     f"mask2former_{backbone}_youtube_vis_{year}": partial(_mask2former_video, backbone, f"youtube_vis_{year}_40")
     for year in (2019, 2021)
-    for backbone in _BACKBONES
+    for backbone in (*_RESNETS, *_SWINS)
 }
 
 
 PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
-    preset.__name__: preset
-    for preset in (
-        maskformer_resnet50_ade20k,
-        maskformer_resnet101_ade20k,
-        maskformer_resnet101c_ade20k,
-        maskformer_swin_tiny_ade20k,
-        maskformer_swin_small_ade20k,
-        maskformer_swin_base_ade20k,
-        maskformer_swin_large_ade20k,
-        maskformer_resnet50_ade20k_full,
-        maskformer_resnet101_ade20k_full,
-        maskformer_resnet101c_ade20k_full,
-        maskformer_resnet50_coco_stuff,
-        maskformer_resnet101_coco_stuff,
-        maskformer_resnet101c_coco_stuff,
-        maskformer_resnet101_cityscapes,
-        maskformer_resnet101c_cityscapes,
-        maskformer_resnet50_mapillary,
-        maskformer_resnet50_coco_panoptic,
-        maskformer_resnet101_coco_panoptic,
-        maskformer_swin_tiny_coco_panoptic,
-        maskformer_swin_small_coco_panoptic,
-        maskformer_swin_base_coco_panoptic,
-        maskformer_swin_large_coco_panoptic,
-        maskformer_resnet50_ade20k_panoptic,
-        maskformer_resnet101_ade20k_panoptic,
-        per_pixel_baseline_resnet50_ade20k,
-        per_pixel_baseline_plus_resnet50_ade20k,
-        per_pixel_baseline_resnet50_ade20k_full,
-        per_pixel_baseline_plus_resnet50_ade20k_full,
-        per_pixel_baseline_resnet50_coco_stuff,
-        per_pixel_baseline_plus_resnet50_coco_stuff,
-    )
+    **MASKFORMER_PRESETS,
+    **PER_PIXEL_PRESETS,
+    **MASK2FORMER_PRESETS,
+    **MPFORMER_PRESETS,
+    **VIDEO_PRESETS,
 }
-PRESETS |= MASK2FORMER_PRESETS
-PRESETS |= VIDEO_PRESETS
 
 
 def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
-    """The image processor that belongs to a preset, or video processor, with the image sizes of the original's
-    evaluation.
+    """The image processor, or video processor, of a preset, with the image sizes of the original's evaluation.
 
     Raises:
-        ValueError: If there is no such preset.
+        ValueError: There is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
@@ -387,10 +271,10 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
         shortest = 480
     options["size"] = {"shortest_edge": shortest, "longest_edge": longest}
     if name.startswith("per_pixel"):
-        # The original pads images of its ResNet baselines to no divisor, only to the largest of the batch.
+        # The original pads images of its ResNet baselines only to the largest of the batch.
         options["size_divisor"] = 0
-    if name in MASK2FORMER_PRESETS:
-        # Also where MaskFormer pads to none.
+    if name in MASK2FORMER_PRESETS or name in MPFORMER_PRESETS:
+        # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
     options |= {"num_labels": config.num_labels, **facts_of(config)}
     return (MaskFormerHfVideoProcessor if name in VIDEO_PRESETS else MaskFormerHfImageProcessor)(**options)

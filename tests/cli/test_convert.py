@@ -83,7 +83,7 @@ def test_the_configuration_beside_a_file_is_taken(convert, tmp_path):
 
 
 def test_class_names_by_their_number(convert, tmp_path):
-    """Of a model in no table, trained on the 19 classes of Cityscapes."""
+    """A model in no table, trained on the 19 classes of Cityscapes."""
     state = load_file(SWIN / "state_dict.safetensors")
     for kind in ("weight", "bias"):
         name = f"sem_seg_head.predictor.class_embed.{kind}"

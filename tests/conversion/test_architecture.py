@@ -24,7 +24,7 @@ CHECKPOINTS = {
     "mask2former_swin": "model_zoo_style.pkl",
     "mask2former_video_swin": "state_dict.safetensors",
 }
-# Of networks that differ in their classes alone, one is enough.
+# One network of those that differ in their classes alone.
 NETWORKS = [
     "maskformer_resnet50_ade20k",
     "maskformer_resnet101_cityscapes",
@@ -104,7 +104,7 @@ def test_every_released_model_is_recognised(released, name):
     same = same_size_presets(inferred)
     assert name in same
     assert matching_preset(inferred) == (same[0], True)
-    # Of another task, or version of the data: nothing in the tensors says which.
+    # They differ in the task or the version of the data, which nothing in the tensors tells.
     assert {base_name(other) for other in same} == {base_name(name)}
 
 

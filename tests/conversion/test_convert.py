@@ -85,7 +85,7 @@ def test_the_model_is_made_again(original_state, tmp_path, kind):
     assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
     remarks = " ".join(converted.remarks)
     assert "No data set of the presets has 5 classes" in remarks
-    # Of deformable attention, the tensors tell.
+    # With deformable attention, the tensors tell the number of heads.
     assert ("8 attention heads" in remarks) == (
         not kind.startswith(("per-pixel baseline", "Mask2Former")) or "+" in kind
     )

@@ -26,6 +26,7 @@ from maskformer_hf.conversion.to_transformers import (
     transformers_config,
     transformers_processor,
 )
+from maskformer_hf.models import parts
 from maskformer_hf.models.transformers_layout import IGNORED_WEIGHTS, MASK2FORMER_PARTS, WEIGHT_NAMES
 
 RESNET = resnet(16, 24, 32, 48, depths=(1, 2, 1, 1), layer_type="bottleneck")
@@ -214,6 +215,13 @@ def test_what_has_no_counterpart_is_named(fields, part):
         to_transformers(model)
 
 
+def test_a_part_from_outside_has_none(monkeypatch):
+    monkeypatch.setitem(parts._TABLE["class_head"], "twin", parts.part_of("class_head", "linear"))
+    model = MaskFormerForUniversalSegmentation(tiny_config(class_head="twin"))
+    with pytest.raises(ValueError, match="no counterpart of class_head='twin'"):
+        to_transformers(model)
+
+
 def test_a_per_pixel_baseline_has_none():
     model = PerPixelBaseline(PerPixelBaselineConfig(backbone_config=RESNET, feature_size=32, num_labels=3))
     with pytest.raises(ValueError, match="no counterpart of a 'maskformer_hf_per_pixel' model"):
@@ -256,7 +264,7 @@ def test_the_image_processor_there_and_back(tmp_path):
     assert MaskFormerImageProcessor.from_pretrained(tmp_path).to_dict() == ours.to_dict()
     masked = transformers_processor(ours, tiny_config(**MASK2FORMER))
     assert type(masked) is transformers.Mask2FormerImageProcessor
-    # Of a photo whose sides are multiples already, both make the same.
+    # A photo whose sides are multiples already is the same to both.
     photo = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected, got = (processor(photo, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ from maskformer_hf import MaskFormerImageProcessor
 from maskformer_hf.data import VOID, augmentation
 from maskformer_hf.data.augment import DetrResize, QuarterTurn, ShortEdgeResize
 
-# Of the sum of the segments' numbers, as red, green and blue: what is where can be read from the image.
+# Red, green and blue are the bits of a segment's number, so that the image tells what is where.
 BITS = torch.tensor([1, 2, 4])
 
 
@@ -112,7 +112,7 @@ def test_planes_are_resized_as_torchvision_resizes_masks(options, monkeypatch):
 
 
 def test_large_scale_jitter():
-    """Of 300 x 400 in a window of 150 x 400 fits a half: from there 0.1 to 2 times, cut to the window."""
+    """Half of 300 x 400 fits a window of 150 x 400: from there 0.1 to 2 times, cut to the window."""
     transform = augmentation(kind="large_scale_jitter", crop_size=[150, 400], color_jitter=False)
     torch.manual_seed(0)
     heights, widths = zip(*(transform(coded())["image"].shape[1:] for _ in range(100)), strict=True)

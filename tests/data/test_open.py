@@ -230,7 +230,7 @@ def test_supercategories_of_coco():
 
 
 def test_instances_complete_panoptic_annotations(tmp_path):
-    """Of the photos that both have, the panoptic annotations count; the others' unlabelled pixels are void."""
+    """Photos that both have keep their panoptic annotations; the others' unlabelled pixels are void."""
     panoptic = json.loads((COCO4 / "panoptic.json").read_text())
     panoptic["images"] = panoptic["images"][:3]
     panoptic["annotations"] = [item for item in panoptic["annotations"] if item["image_id"] != 370]

@@ -236,7 +236,7 @@ def test_clips_are_of_frames_near_one_another(videos):
     ids=str,
 )
 def test_all_frames_are_augmented_alike(videos, options):
-    """Of a clip of one frame, twice, both stay equal; masks go where their pixels go."""
+    """The same frame twice stays the same; masks go where their pixels go."""
     transform = ClipTransform(augmentation(**options))
     clip = videos.clip(0, [1, 1])
     mask_TPHW = clip["planes"].as_subclass(torch.Tensor) > 0

@@ -93,7 +93,7 @@ def test_losses(per_pixel_plus, run):
 
 
 def test_gradients(per_pixel_plus):
-    """Of the total, for every parameter."""
+    """Gradients are those of the total, for every parameter."""
     case = per_pixel_plus
     case.model.zero_grad()
     case.model(case.pixel_values("A"), labels=labels(case, "A")).loss.backward()

@@ -79,7 +79,7 @@ def test_losses(case, replay_random_points, target_set):
 
 
 def test_gradients(case, replay_random_points):
-    """Of the weighted total, for every parameter."""
+    """Gradients are those of the weighted total, for every parameter."""
     record = json.loads((POINT_LOSSES / "image.json").read_text())["C.t_3_0"]
     targets = replay(case, replay_random_points, record, "t_3_0")
     case.model.zero_grad()

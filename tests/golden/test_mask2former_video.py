@@ -104,7 +104,7 @@ def targets(expected, target_set) -> tuple[list[torch.Tensor], list[torch.Tensor
 
 
 def test_losses_and_gradients(model, expected, record, replay_random_points):
-    """Of the weighted total, for every parameter."""
+    """Gradients are those of the weighted total, for every parameter."""
     losses = record["losses"]["v_3_2"]
     clips = [expected[f"video.{name}"] for name in TRAINING_BATCH]
     batch = PROCESSOR(clips, *targets(expected, "v_3_2"), return_tensors="pt")

@@ -94,7 +94,7 @@ def test_matching(case, key):
 
 
 def test_gradients(case):
-    """Of the weighted total, for every parameter."""
+    """Gradients are those of the weighted total, for every parameter."""
     case.model.zero_grad()
     case.model(case.pixel_values("C"), **case.targets("C", "t_3_0")).loss.backward()
     gradients = {name: parameter.grad for name, parameter in case.model.named_parameters()}

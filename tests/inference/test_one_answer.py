@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from torchvision import tv_tensors
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
 from maskformer_hf import bundled_checkpoints, load, predict
+from maskformer_hf.data.sample import planes_from_masks
+from maskformer_hf.training.evaluation import evaluate
 
 PHOTOS = {"street": "street.jpg", "nuclei": "nuclei.webp", "everyday": "plaza.jpg"}
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -29,8 +32,11 @@ def of_pipeline(name, photo):
 
 
 def of_processor(name, photo):
-    """Without arguments but the size of the photo; semantic maps have no scores."""
-    model, processor = load(name, "cpu")
+    """With no argument but the size of the photo, from a model and a processor that were loaded one by one. Semantic
+    maps have no scores."""
+    folder = bundled_checkpoints()[name]
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
         outputs = model(**processor(images=photo, return_tensors="pt"))
     read = getattr(processor, f"post_process_{model.config.task}_segmentation")
@@ -70,3 +76,39 @@ def test_every_way_finds_the_same(name, one, other):
         _, other_score, _ = others.pop(int(np.argmin(differences)))
         if score is not None and other_score is not None:
             assert score == pytest.approx(other_score, abs=1e-4)
+
+
+class Found:
+    """A data set of one photo, annotated with what `predict` finds in it."""
+
+    def __init__(self, photo, prediction, config):
+        self.task = prediction.task
+        self.id2label = config.id2label
+        self.label_ids_to_fuse = [] if prediction.task == "instance" else config.label_ids_to_fuse or []
+        masks = torch.stack([prediction.mask(segment) for segment in prediction.segments])
+        self.sample = {
+            "image": tv_tensors.Image(np.array(photo).transpose(2, 0, 1)),
+            "planes": tv_tensors.Mask(planes_from_masks(masks)),
+            "labels": torch.tensor([segment["label_id"] for segment in prediction.segments]),
+            "is_crowd": torch.zeros(len(masks), dtype=torch.bool),
+            "name": "photo",
+        }
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.sample
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_evaluate_measures_what_predict_finds(name):
+    photo = Image.open(EXAMPLES / PHOTOS[name]).convert("RGB")
+    model, processor = load(name, "cpu")
+    processor.tile_size = None
+    [prediction] = predict(model, processor, photo)
+    # The usual 100 detections would leave out queries of a model with more.
+    options = {"max_detections": max(100, model.config.num_queries), "progress": False}
+    result = evaluate(model, processor, Found(photo, prediction, model.config), **options)
+    assert result["task"] == model.config.task
+    assert result["score"] == pytest.approx(1, abs=1e-6)

@@ -9,8 +9,9 @@ from PIL import Image, ImageOps
 
 from maskformer_hf import Prediction, predict
 from maskformer_hf.inference.batches import forward_batch
-from maskformer_hf.inference.plans import View
+from maskformer_hf.inference.plans import Tiles, View
 from maskformer_hf.models import parts
+from maskformer_hf.models.modeling_maskformer import image_sizes_of, size_rows
 from maskformer_hf.models.result_options import ResultOptions
 from maskformer_hf.models.results import class_scores_of
 
@@ -112,6 +113,48 @@ def test_a_plan_can_merge_scores(tiny_model, tiny_processor, photo, register, nu
             expected = expected + torch.from_numpy(turn(scores.numpy().transpose(1, 2, 0)).copy())
         assert prediction.size == tuple(prediction.segmentation.shape) == size
         assert (prediction.segmentation != expected.argmax(-1)).float().mean() < 1e-3
+
+
+class GlobalQueries(Tiles):
+    """Encodes the photo and decodes its queries once; each tile gives pixel embeddings of its own only."""
+
+    def views(self):
+        request, model = self.request, self.request.model.model
+        pixel_values = request.processor.preprocess([request.image], return_tensors="pt")["pixel_values"]
+        self.ask = model.ask(pixel_values)
+        self.decoded = model.decode(model.encode(pixel_values, self.ask), self.ask)
+        for view in super().views():
+            yield View(view.inputs, self.masks_of_tile)
+
+    def masks_of_tile(self, model, inputs):
+        [tile] = inputs
+        pixels = tile["pixel_values"]
+        found = model.head(self.decoded, model.model.encode(pixels, self.ask), self.ask)[-1]
+        return model.output_class(
+            class_queries_logits=found.class_logits[-1],
+            masks=found.masks,
+            image_sizes=image_sizes_of(pixels, tile["pixel_mask"], self.ask),
+            padded_sizes=size_rows(pixels, pixels.shape[-2:]),
+        )
+
+
+def test_a_plan_can_decode_queries_once_for_all_tiles(tiny_model, tiny_processor, photo, register, monkeypatch):
+    register("global_queries", parts.Part(GlobalQueries))
+    encoded, decoded = [], []
+    for name, calls in (("encode", encoded), ("decode", decoded)):
+        method = getattr(tiny_model.model, name)
+        monkeypatch.setattr(
+            tiny_model.model, name, lambda *args, _method=method, _calls=calls: _calls.append(1) or _method(*args)
+        )
+    options = {"task": "panoptic", "threshold": 0.3}
+    [found] = predict(tiny_model, tiny_processor, photo, plan="global_queries", tile_size=80, tile_overlap=0, **options)
+    assert (len(encoded), len(decoded)) == (5, 1)
+    assert found.size == tuple(found.segmentation.shape) == (photo.height, photo.width)
+    assert found.segments
+    [one] = predict(tiny_model, tiny_processor, photo, plan="global_queries", tile_size=150, **options)
+    [whole] = predict(tiny_model, tiny_processor, photo, **options)
+    # Merging numbers segments anew.
+    assert [(s["label"], s["area"]) for s in one.segments] == [(s["label"], s["area"]) for s in whole.segments]
 
 
 def test_views_may_run_something_else_than_the_model(tiny_model, tiny_processor, photo, register, num_images):

@@ -186,7 +186,7 @@ def test_flicker_is_what_the_truth_does_not_do():
 
 
 def test_nothing_found_is_not_steady():
-    """Of an object that stands still: losing it counts; frames in which it stays lost neither add nor excuse."""
+    """The object stands still. Losing it counts; frames in which it stays lost neither add nor excuse."""
     true = np.stack([square(0, 0)] * 5)[None]
     flickers = []
     for frames in ((0, 1), (0, 1, 2, 3), (0, 2, 4), (2,)):

@@ -27,7 +27,7 @@ NUM_HEADS, WIDTH = SIZES["num_attention_heads"], SIZES["hidden_size"]
 class AnyModelContract:
     """Models of any kind, on batches of two."""
 
-    # Of `builders.tiny_config`; `backbone` and `fields` are added to it.
+    # A kind of `builders.tiny_config`, which `backbone` and `fields` are given to.
     kind = "maskformer"
     backbone: ClassVar[dict[str, Any]] = resnet()
     fields: ClassVar[dict[str, Any]] = {}
@@ -44,7 +44,7 @@ class AnyModelContract:
     attended_sizes: ClassVar[list[tuple[int, int]] | None] = None
     num_encoder_attentions = 0
     encoder_attention_size = (6, 6)
-    # Of the transformer decoder: 0 if there is none. Mask2Former's learned queries are one more prediction.
+    # Layers of the transformer decoder, 0 if there is none. Mask2Former's learned queries are one more prediction.
     num_layers = NUM_LAYERS
     num_predictions = NUM_LAYERS
     # What lies between the batch and the channels: (T,) for clips.
@@ -84,7 +84,7 @@ class AnyModelContract:
         }
 
     def logit_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Of two images of this size."""
+        """Shapes of the logits of two images of this size, by name."""
         cells = math.ceil(height / self.stride), math.ceil(width / self.stride)
         return {
             "class_queries_logits": (2, NUM_QUERIES, NUM_LABELS + 1),
@@ -116,6 +116,11 @@ class AnyModelContract:
         unasked = {"loss", "loss_dict", "auxiliary_logits", "encoder_hidden_states", "cross_attentions"}
         assert not unasked & outputs.keys()
         assert torch.equal(images, before)
+
+    def test_an_unknown_argument_is_an_error(self, shared):
+        for model in (shared, shared.base_model):
+            with pytest.raises(TypeError, match=r"unexpected keyword argument 'mask_lables'"):
+                model(self.images(), mask_lables=None)
 
     def test_every_parameter_gets_a_gradient(self):
         self.assert_gradients(self.model())

@@ -155,7 +155,7 @@ def test_a_pixel_of_half_weight_is_half_a_pixel():
 
 
 def test_gradients_are_those_of_the_formulas():
-    """Of focal and dice loss, by finite differences in double precision."""
+    """Focal and dice loss, by finite differences in double precision."""
     torch.manual_seed(0)
     logits = torch.randn(2, 10, dtype=torch.float64, requires_grad=True)
     target = torch.rand(2, 10) > 0.5
@@ -326,7 +326,7 @@ def test_evaluation_does_not_move_and_training_does():
 
 @pytest.mark.parametrize("mask_loss", ["dense", "points"])
 def test_cross_entropy_in_place_of_focal_loss(mask_loss, monkeypatch):
-    """Of constant predictions and full targets: log(1 + e^-x), wherever one looks; and other terms do not change."""
+    """Constant predictions of full targets lose log(1 + e^-x), wherever one looks; other terms do not change."""
     look_at(0.25 + 0.5 * torch.rand(500, 2), monkeypatch)
     class_logits, mask_logits = predictions(layers=1)[0], torch.full((1, 2, 6, 8, 12), 0.7)
     masks, labels = [torch.ones(1, 32, 48, dtype=torch.bool)] * 2, [torch.tensor([0]), torch.tensor([1])]

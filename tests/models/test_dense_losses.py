@@ -81,7 +81,7 @@ def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeyp
 )
 @pytest.mark.parametrize("with_gradients", [True, False])
 def test_the_last_part_may_be_smaller(with_gradients, chunk, at_once, num_layers, monkeypatch):
-    """Of the masks and of their layers; and the rows are no multiple of a band's."""
+    """The last masks and layers are fewer than the others, and the rows no multiple of a band's."""
     monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(chunk, chunk))
     logits, targets, counted, image = example((18, 24), (70, 96), with_void=True)
     logits = torch.cat((logits, logits.flip(3)))[:num_layers].detach().requires_grad_(with_gradients)

@@ -79,7 +79,7 @@ def test_targets_that_miss_their_half(tiny_model):
 
 
 def test_weights_that_are_not_finite(tiny_checkpoint):
-    """A training step says so; `load` does for inference (test_inference.py)."""
+    """A training step says so; `load` does for inference (test_load.py)."""
     model = MaskFormerForUniversalSegmentation.from_pretrained(tiny_checkpoint)
     with torch.no_grad():
         model.head.mask_embedder.layers[0].weight[0, 0] = torch.nan

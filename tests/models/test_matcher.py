@@ -137,7 +137,7 @@ def test_costs_are_single_precision_under_autocast():
 
 
 def cheapest(cost: np.ndarray) -> float:
-    """Of all assignments of every query or every target, whichever are fewer."""
+    """The cost of the best of all assignments of every query or every target, whichever are fewer."""
     cost = cost if cost.shape[0] >= cost.shape[1] else cost.T
     rows, columns = cost.shape
     return min(cost[list(order), range(columns)].sum() for order in permutations(range(rows), columns))

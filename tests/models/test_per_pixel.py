@@ -152,7 +152,7 @@ class PerPixelContract(AnyModelContract):
                 }
             )
         batch = Collator([0.5] * 3, [0.25] * 3)(samples)
-        groups = parameter_groups(model, learning_rate=3e-3, weight_decay=1e-4, backbone_multiplier=1.0)
+        groups = parameter_groups(model, learning_rate=3e-3, weight_decay=1e-4, multipliers={})
         optimizer = torch.optim.AdamW(
             [{name: group[name] for name in ("params", "lr", "weight_decay")} for group in groups]
         )

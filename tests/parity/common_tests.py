@@ -61,7 +61,7 @@ class ModelTester:
     """What the common tests ask a model's own tests for."""
 
     batch_size, num_labels, is_training = 2, 3, True
-    # Of the encoder, the pixel decoder and the transformer decoder.
+    # Those of the encoder, the pixel decoder and the transformer decoder.
     num_hidden_states_types = 3
 
     def __init__(self, kind: str, fields: dict[str, Any]):

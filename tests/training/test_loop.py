@@ -117,7 +117,7 @@ def test_the_model_knows_how_far_training_is(recipe):
 
 
 def test_accumulation_equals_one_larger_batch(recipe, tmp_path):
-    """Of the classes' loss only the first step is comparable: later ones depend on the sampled points."""
+    """The loss of classes is comparable in the first step only: later ones depend on the sampled points."""
     train(recipe, ["steps=1", "batch_size=4"], output_dir=tmp_path / "large")
     train(recipe, ["steps=1", "batch_size=2", "accumulation=2"], output_dir=tmp_path / "small")
     large, small = losses(tmp_path / "large"), losses(tmp_path / "small")
@@ -129,7 +129,7 @@ def test_autocast_keeps_named_modules_in_float32(recipe, tmp_path):
     seen = {}
 
     def remember(name):
-        # Of the first step: the picture of predictions is made without autocast.
+        # The first step counts: the picture of predictions is made without autocast.
         return lambda module, inputs, output: seen.update({name: seen.get(name, output.dtype)})
 
     build = loop.build_model

@@ -132,7 +132,7 @@ def test_errors_of_presets(recipe):
 
 
 def detectron2_names(name: str) -> str:
-    """Of our ResNet's tensors, the names that Detectron2 gives them."""
+    """The name that Detectron2 gives a tensor of our ResNet."""
     name = name.removeprefix("model.backbone.body.").replace("normalization.", "norm.").replace("convolution.", "")
     parts = name.split(".")
     if parts[0] == "embedder":

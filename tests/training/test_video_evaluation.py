@@ -80,7 +80,7 @@ def clips(tmp_path):
 
 
 def masks_in(path, shift: int = 0) -> list[np.ndarray]:
-    """Of the model's classes, green and red, the pixels in a frame."""
+    """Where a frame is green and where it is red, which are the model's classes."""
     pixels = np.asarray(Image.open(path))
     return [np.roll(pixels[..., channel] > 0, shift, 1) for channel in (1, 0)]
 
@@ -95,7 +95,7 @@ def predict_frame(model, processor, path, *, shift=0, **options) -> list[Predict
 
 
 def predict_tensor(model, processor, image, **options) -> list[Prediction]:
-    """Of a frame that was read already."""
+    """The prediction for a frame that was read already."""
     masks = torch.stack([image[channel] > 0 for channel in (1, 0)])
     segments = [
         {"id": label + 1, "label_id": label, "label": name, "score": 0.9, "area": int(masks[label].sum())}

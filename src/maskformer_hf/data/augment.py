@@ -34,7 +34,7 @@ class ShortEdgeResize(nn.Module):
     """Resizes so that the shorter side gets a random length, while the longer side stays within `long_edge`.
 
     Args:
-        short_edge: lengths in pixels. Of two, any between them is drawn; of more, one of them.
+        short_edge: lengths in pixels. Two are a range that one is drawn from; more are a choice.
         long_edge: in pixels; None does not limit the longer side.
     """
 

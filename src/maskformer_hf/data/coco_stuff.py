@@ -20,7 +20,7 @@ _UNKNOWN = -2
 class CocoInstancesAndStuff(RecordReader):
     """Panoptic targets from an instances json and semantic PNGs (of the images' stems), which is what people have.
 
-    Things come from the json and lie on top. Of two that overlap, the smaller one is on top; crowds lie below all
+    Things come from the json and lie on top. Where two overlap, the smaller one is on top; crowds lie below all
     others. Stuff comes from the PNGs. Pixels that a PNG gives to a class of things, and the json to no object, are
     void: something is there, but nobody told its instances apart.
 

@@ -31,8 +31,7 @@ class PredictOptions(TypedDict, total=False):
     merging: How panoptic segments share the pixels: "argmax", or "mask_wise" as in Panoptic SegFormer. With one that is
         not the checkpoint's, `threshold` is 0.8 or 0.3, as in the papers.
     resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
-    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, which travels with a
-        checkpoint, and unless set never cuts.
+    tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
     """
@@ -72,10 +71,11 @@ def predict(
 
     Args:
         images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
-        task: What the checkpoint was trained for (`config.task`) if None.
+        task: None is what the checkpoint was trained for, `config.task`.
         batch_size: Images, or tiles, that run together.
-        target_sizes: The size of the photo, or a (height, width) for each image.
-        plan: How the model sees a photo: "whole" or "tiles"; if None, "tiles" where there is a `tile_size`.
+        target_sizes: "original", which is the size of the photo, or a (height, width) for each image.
+        plan: How the model sees a photo: "whole", "tiles", or a name that was registered. None is "tiles" where there
+            is a `tile_size`, and else "whole".
         progress: Show a progress bar: of the images if there are several, and of the tiles of each.
         options: See [`PredictOptions`].
 

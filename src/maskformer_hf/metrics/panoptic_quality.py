@@ -21,7 +21,7 @@ class PanopticQuality:
     SQ = sum of matched IoU / TP, RQ = TP / (TP + FP / 2 + FN / 2), PQ = SQ * RQ.
     Crowd segments are no targets. A predicted segment without a match is no FP if more than half of it lies in void or
     in crowd of its own class. The means go over classes with TP + FP + FN > 0; there SQ is 0 where TP is 0.
-    Of several crowd segments of one class panopticapi looks at the last one only; here all of them count together.
+    Where one class has several crowd segments, panopticapi looks at the last one only; here all of them count together.
 
     Args:
         num_labels: K, the number of classes.

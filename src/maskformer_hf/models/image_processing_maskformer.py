@@ -293,10 +293,10 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     ) -> list[dict[str, Any]]:
         """Instances of each image, best first, as Mask2Former makes them.
 
-        Of the `top_k` best pairs of query and class (100, or the number of queries if that is larger) those stay whose
-        score, class probability times mean mask probability inside the mask, reaches `threshold`; masks are where the
-        mask probability exceeds `mask_threshold`. Classes in `label_ids_to_fuse` are stuff and give no instances. An
-        instance whose IoU with a better one of its class exceeds `duplicate_iou` is left out.
+        The `top_k` best pairs of query and class (100, or the number of queries if that is larger) are looked at. Those
+        stay whose score, class probability times mean mask probability inside the mask, reaches `threshold`. Masks are
+        where the mask probability exceeds `mask_threshold`. Classes in `label_ids_to_fuse` are stuff and give no
+        instances. An instance whose IoU with a better one of its class exceeds `duplicate_iou` is left out.
 
         What is None is the checkpoint's: `instance_threshold`, `label_ids_to_fuse` and `duplicate_iou` of this
         processor.
@@ -317,6 +317,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
             "instance",
             threshold=threshold,
             mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
             max_instances=top_k,
             duplicate_iou=duplicate_iou,

@@ -86,26 +86,22 @@ def instance_segmentation(
 
 
 @torch.no_grad()
-def flatten_masks(
-    masks_NHW: Tensor, boxes_N4: Tensor, overlap_mask_area_threshold: float | None = None
-) -> tuple[Tensor, Tensor]:
+def flatten_masks(masks_NHW: Tensor, boxes_N4: Tensor, least_visible_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draws masks into one map, earlier ones on top: ids (H, W) int32 with 0 = void, and which were drawn (N,) bool.
 
-    A mask of which less than `overlap_mask_area_threshold` would be visible, or nothing, is left out, as in panoptic
-    merging; the ids of the others count from 1. Without a threshold none is left out: id i is that of mask i - 1, and
-    one that is hidden altogether has no pixel.
+    A mask of which fewer pixels than `least_visible_N`, or none, would be visible is left out; the ids of the others
+    count from 1. Without these numbers none is left out: id i is that of mask i - 1, and one that is hidden altogether
+    has no pixel.
     """
     segmentation = torch.zeros(masks_NHW.shape[1:], dtype=torch.int32, device=masks_NHW.device)
     drawn_N = torch.ones(len(masks_NHW), dtype=torch.bool, device=masks_NHW.device)
     ids = torch.zeros((), dtype=torch.int32, device=masks_NHW.device)
     for index, (left, top, right, bottom) in enumerate(boxes_N4.int().tolist()):
-        mask = masks_NHW[index, top:bottom, left:right]
         window = segmentation[top:bottom, left:right]
-        free = (window == 0) & mask
-        if overlap_mask_area_threshold is not None:
+        free = (window == 0) & masks_NHW[index, top:bottom, left:right]
+        if least_visible_N is not None:
             visible = torch.count_nonzero(free)
-            wanted = torch.count_nonzero(mask) * overlap_mask_area_threshold
-            drawn_N[index] = (visible > 0) & (visible >= wanted)
+            drawn_N[index] = (visible > 0) & (visible >= least_visible_N[index])
         ids = ids + drawn_N[index]
         window += free * (ids * drawn_N[index])
     return segmentation, drawn_N

@@ -16,6 +16,9 @@ from .point_sampling import sample_embeddings, sample_points
 
 def mask_logits(mask_embeddings_LBQC: torch.Tensor, pixel_embeddings_BChw: torch.Tensor) -> torch.Tensor:
     """(L, B, Q, h, w); with pixel embeddings of clips, (B, T, C, h, w), mask logits are (L, B, Q, T, h, w)."""
+    # A forward under autocast may give the two in different types, if a part of the model keeps float32. Masks that are
+    # made after it, of the queries that matter, are then made without autocast, which would bring the types together.
+    mask_embeddings_LBQC = mask_embeddings_LBQC.to(pixel_embeddings_BChw.dtype)
     return torch.einsum("lbqc,b...chw->lbq...hw", mask_embeddings_LBQC, pixel_embeddings_BChw)
 
 

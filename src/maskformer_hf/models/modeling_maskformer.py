@@ -61,6 +61,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         every_layer: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        progress: float = 1.0,
     ) -> Ask:
         """What a forward is asked for, by its arguments and the configuration."""
         return Ask(
@@ -68,7 +69,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
-            progress=self.training_progress if self.training else 1.0,
+            progress=progress,
         )
 
     def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:
@@ -181,7 +182,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         targets = self._targets(pixel_values, mask_labels, class_labels, void_masks, target_maps)
         supervise = targets is not None and self.config.use_auxiliary_loss
         every_layer = supervise or output_auxiliary_logits
-        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
+        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions, self.progress)
         encoded = self.model.encode(pixel_values, ask)
         decoded = self.model.decode(encoded, ask, self._extra_queries(targets, encoded, ask))
         sets = self.head(decoded, encoded, ask)
@@ -204,7 +205,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         made = make_targets(
             mask_labels, class_labels, pixel_values, self.criterion.num_labels, num_frames, void_masks, target_maps
         )
-        return made and made._replace(progress=self.training_progress)
+        return made and made._replace(progress=self.progress)
 
     def _extra_queries(self, targets: Targets | None, encoded: Encoded, ask: Ask) -> ExtraQueries | None:
         """Queries of the query source, which there are in training only."""

@@ -116,6 +116,11 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def parts_without_code(self) -> list[str]:
         return self.config.parts_without_code()
 
+    @property
+    def progress(self) -> float:
+        """How far training is; 1 in evaluation."""
+        return self.training_progress if self.training else 1.0
+
     def complete_folder(self, folder: Path):
         # The processor beside reads results by what the model's configuration says of them.
         update_saved_processor(folder, self.config)

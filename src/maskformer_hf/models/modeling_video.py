@@ -24,8 +24,8 @@ class MaskFormerHfForVideoSegmentation(MaskFormerHfForUniversalSegmentation):
     clip. An object that is out of sight has no pixel in that frame, but at least one in some frame. `class_labels`
     (N_i,) has one class an object, not one a frame.
 
-    Of one frame it makes what Mask2Former makes of an image: the encoding of time is then one constant on all keys,
-    which no softmax over them sees.
+    A clip of one frame gives what Mask2Former makes of that image: the encoding of time is then one constant on all
+    keys, which no softmax over them sees.
     """
 
     config_class = MaskFormerHfVideoConfig

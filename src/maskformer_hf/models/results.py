@@ -6,6 +6,7 @@ Shapes: B images, Q queries, K classes, N segments, H W pixels of the result.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .image_geometry import ImageGeometry, image_geometries, is_per_pixel, maps_of
@@ -100,12 +101,16 @@ def class_scores_of(
 def draw_instances(result: Result, overlap_mask_area_threshold: float | None = None) -> Result:
     """Instances with their map, better scores on top: `segmentation` (H, W) int32, 0 = void.
 
-    With a threshold, instances are left out of which less than this part, or nothing, would be visible. The masks that
-    stay keep their storage: `result` must not be used afterwards.
+    With a threshold, instances are left out of which less than this part, or nothing, would be visible, as in panoptic
+    merging. The masks that stay keep their storage: `result` must not be used afterwards.
     """
     assert result.masks is not None
     assert result.boxes is not None
-    segmentation, drawn = flatten_masks(result.masks, result.boxes, overlap_mask_area_threshold)
+    least_visible = None
+    if overlap_mask_area_threshold is not None:
+        areas = torch.tensor([segment["area"] for segment in result.segments], device=result.masks.device)
+        least_visible = areas * overlap_mask_area_threshold
+    segmentation, drawn = flatten_masks(result.masks, result.boxes, least_visible)
     left = [segment for segment, is_drawn in zip(result.segments, drawn.tolist(), strict=True) if is_drawn]
     segments = [{**segment, "id": index} for index, segment in enumerate(left, start=1)]
     return Result(segments, segmentation, keep_masks(result.masks, drawn), result.boxes[drawn])

@@ -53,8 +53,8 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
     """Prepares clips and targets for, and reads the outputs of, [`MaskFormerHfForVideoSegmentation`].
 
     A clip is a folder of frames, a list of images as the image processor takes them, or an array (T, H, W, C) or
-    (T, C, H, W); several clips are a list of such, with as many frames each. Of the options, those for segmentation
-    maps, void, stuff and tiles mean nothing here.
+    (T, C, H, W); several clips are a list of such, with as many frames each. The options for segmentation maps,
+    void, stuff and tiles mean nothing here.
     """
 
     # The original's for ResNets; its Swins were tested with 480.
@@ -129,9 +129,9 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
     ) -> list[dict[str, Any]]:
         """The objects of each clip, best first, as Mask2Former-VIS finds them.
 
-        Of the `top_k` best pairs of query and class those stay whose probability, which is their score, reaches
-        `threshold`: one query can give two objects, of different classes. `target_sizes` is one (height, width) a clip;
-        else that of its frames without padding.
+        The `top_k` best pairs of query and class are looked at. Those stay whose probability, which is their score,
+        reaches `threshold`: one query can give two objects, of different classes. `target_sizes` is one (height, width)
+        a clip; else that of its frames without padding.
 
         Each dict has `segments_info` (id, label_id, score) and, in its order, `masks` (N, T, H, W) bool, where the mask
         probability exceeds `mask_threshold`, possibly overlapping; or with `return_coco_annotation` instead
