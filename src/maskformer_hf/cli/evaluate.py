@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .errors import quiet_transformers
-from .options import CheckpointArgument, DataFormatOption, DeviceOption, DtypeOption, TaskChoice
+from .options import CheckpointArgument, DataFormatOption, DeviceOption, DtypeOption, MergingOption, TaskChoice
 from .output_paths import check_picture
 
 EXAMPLES = """Examples:
@@ -59,6 +59,7 @@ class EvaluateOptions:
             "segments).",
         ),
     ] = None
+    merging: MergingOption = None
     max_detections: Annotated[
         int, typer.Option("--max-detections", min=1, help="How many instances of an image count, the best ones.")
     ] = 100
@@ -103,6 +104,7 @@ def evaluate(options: EvaluateOptions) -> None:
         format=options.format,
         class_groups=options.class_groups,  # pyrefly: ignore  # `open_dataset` checks the value
         threshold=options.threshold,
+        merging=options.merging,
         max_detections=options.max_detections,
         boundary=options.boundary,
         worst=options.worst,

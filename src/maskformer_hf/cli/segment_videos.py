@@ -19,7 +19,7 @@ DEFAULT_VIDEO = Path("result.mp4")
 
 def segment_videos(options: "SegmentOptions") -> None:
     """Finds the tracks of each video, and writes them and the coloured frames."""
-    for name in ("task", "tile_size", "plan"):
+    for name in ("task", "merging", "tile_size", "plan"):
         if getattr(options, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for photos, and checkpoint {options.checkpoint!r} segments videos")

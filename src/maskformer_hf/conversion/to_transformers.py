@@ -126,6 +126,7 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
         parts[name] = config.enforce_input_projection and not is_projected
     else:
         parts[f"encoder_levels={config.encoder_levels}"] = config.encoder_levels != 3
+        parts["query_position=False"] = not config.query_position
     parts[f"decoder_encoder_layers={config.decoder_encoder_layers}"] = config.decoder_encoder_layers > 0
     return [part for part, is_there in parts.items() if is_there] + _backbone_without_counterpart(config)
 

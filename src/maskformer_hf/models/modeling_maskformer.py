@@ -150,6 +150,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
 
     def _change_classes(self, rows: Sequence[int | None]) -> str:
         self.head.change_classes(rows)
+        if hasattr(self.query_source, "change_classes"):
+            self.query_source.change_classes(rows)
         self.criterion.num_labels = len(rows)
         return "no-object, "
 
