@@ -164,6 +164,12 @@ def _mask2former_fields(model: Mapping[str, Any], is_video: bool) -> dict[str, A
         "importance_sample_ratio": former["IMPORTANCE_SAMPLE_RATIO"],
         **(_denoising_fields(model) if former["TRANSFORMER_DECODER_NAME"] != name else {}),
     }
+    if head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder":
+        return {**fields, **PEM_PARTS}
+    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
+    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
+    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
+    return {**fields, "encoder_levels": len(encoded), "encoder_ffn_dim": DEFORMABLE_FFN_DIM}
 
 
 def _denoising_fields(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,12 +188,6 @@ def _denoising_fields(model: Mapping[str, Any]) -> dict[str, Any]:
         "denoising_layers": None if former["ALL_LY_DN"] else MPFORMER_FIRST_LAYERS,
         "denoising_class_loss": not former["DN_NO_LB"],
     }
-    if head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder":
-        return {**fields, **PEM_PARTS}
-    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
-    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
-    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
-    return {**fields, "encoder_levels": len(encoded), "encoder_ffn_dim": DEFORMABLE_FFN_DIM}
 
 
 def _task(test: Mapping[str, Any]) -> str:
