@@ -44,6 +44,7 @@ _PARTS = {
     "query_source": None,
     "inference_layers": None,
     "inference_encoder_layers": None,
+    "backbone_pyramid": None,
 }
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "matching": ("dense", "points"),
     "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
+    "backbone_pyramid": (None, "simple"),
 }
 
 
@@ -40,6 +41,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             stages are used. A `resnet` one also understands `stem_type="deep"` (three 3x3 convolutions in place of
             the 7x7 one) and `multi_grid=[1, 2, 4]` (dilations of the last stage), which together make the paper's
             R50c and R101c.
+        backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
+            map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
+            for backbones that have such maps themselves.
+        freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
+            mode also in training.
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
@@ -137,6 +143,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     starts_from: ClassVar[tuple[str, ...]] = ()
 
     backbone_config: dict | PreTrainedConfig | None = None
+    backbone_pyramid: str | None = None
+    freeze_backbone: bool = False
     num_channels: int = 3
     freeze_batch_norm: bool = True
 
@@ -209,7 +217,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
                 f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
-        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels)
+        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels, self.backbone_pyramid)
         super().__post_init__(**kwargs)
         # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
