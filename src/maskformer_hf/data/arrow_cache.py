@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Parsed = tuple["Schema", Iterable[dict[str, Any]], dict[str, Any]]
 
 # Part of a cached file's name. Raise it with every change of what a parser that is given to `arrow_records` makes.
-VERSION = 1
+VERSION = 2
 METADATA_KEY = b"maskformer_hf"
 BATCH = 1000
 

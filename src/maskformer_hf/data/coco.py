@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 
 from .arrow_cache import arrow_records
 from .coco_json import parse_instances, parse_panoptic
-from .files import missing_files, names_file, read_image
+from .file_finder import existing_file, located
+from .files import names_file, read_image
 from .reader import RecordReader
 from .run_lengths import planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -43,12 +44,13 @@ class CocoInstances(RecordReader):
     def __init__(self, json_path: str | Path, images: str | Path | None = None) -> None:
         self.path = _json_file(json_path)
         records, facts = arrow_records(self.path, "coco_instances", parse_instances)
+        records, image_folder = located(records, "file_name", _image_folders(self.path, images), self.path)
         super().__init__(
             records,
             facts["names"],
             task="instance",
             image_column="file_name",
-            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            image_folder=image_folder,
             problems=[Problem(*problem) for problem in facts["problems"]],
             supercategories=facts["supercategories"],
         )
@@ -88,18 +90,16 @@ class CocoPanoptic(RecordReader):
         self.path = _json_file(json_path)
         self.png_folder = self.path.with_suffix("") if pngs is None else Path(pngs)
         records, facts = arrow_records(self.path, "coco_panoptic", parse_panoptic)
-        missing = missing_files(os.path.join(self.png_folder, name) for name in records["png"])
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of the {len(records)} PNGs that {self.path} names are missing, first {missing[0]}"
-            )
+        records, png_folder = located(records, "png", [self.png_folder], self.path, "PNGs")
+        records, image_folder = located(records, "file_name", _image_folders(self.path, images), self.path)
+        self.png_folder = Path(png_folder)
         super().__init__(
             records,
             facts["names"],
             task="panoptic",
             stuff=[label for label, is_thing in enumerate(facts["is_thing"]) if not is_thing],
             image_column="file_name",
-            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            image_folder=image_folder,
             problems=[Problem(*problem) for problem in facts["problems"]],
             supercategories=facts["supercategories"],
         )
@@ -158,30 +158,20 @@ def _segment_ids(path: str) -> np.ndarray:
 
 
 def _json_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
+    found = existing_file(Path(path))
+    if found is None:
         raise ValueError(f"there is no json at {path}")
-    return path
+    return found
 
 
-def _image_folder(json_path: Path, names: list[str], images: str | Path | None) -> str:
-    """The folder that the json's file names count from. Raises ValueError naming the images that are not there."""
+def _image_folders(json_path: Path, images: str | Path | None) -> list[Path]:
+    """The folders that the json's file names may count from."""
+    if images is not None:
+        return [Path(images)]
     # instances_train2017.json -> train2017
     end = json_path.stem.split("_", 1)[-1]
-    candidates = [
+    return [
         base / below
         for base in (json_path.parent, json_path.parent.parent)
         for below in ("images", "", end, f"images/{end}")
     ]
-    if images is not None:
-        candidates = [Path(images)]
-    first = names[:20]
-    best = max(candidates, key=lambda folder: sum((folder / name).is_file() for name in first))
-    missing = missing_files(os.path.join(best, name) for name in names)
-    if missing:
-        places = ", ".join(str(folder) for folder in candidates)
-        raise ValueError(
-            f"{len(missing)} of the {len(names)} photos that {json_path} names are missing, first {missing[0]} (looked "
-            f"in {places}); put them there, or take them out of the json"
-        )
-    return str(best)

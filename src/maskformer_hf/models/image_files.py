@@ -6,14 +6,22 @@ from typing import Any
 
 # What a folder is searched for; a file that is named is opened whatever it is called.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What systems leave in folders besides names that begin with a point.
+SYSTEM_NAMES = frozenset({"$recycle.bin", "@eadir", "__macosx", "desktop.ini", "icon\r", "thumbs.db"})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is nobody's data: hidden, as macOS' `._a.jpg`, or one that a system has put there."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name of a file ends like that of an image, in upper or lower case."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    """Whether the name of a file is that of an image, in upper or lower case, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)
 
 
 def natural_order(path: Path) -> tuple[Any, ...]:
-    """Key that sorts files by the numbers in their names: 10.jpg comes after 9.jpg."""
+    """Key that sorts files by the numbers in their names and folders: 10.jpg comes after 9.jpg."""
     # Text and numbers alternate, beginning with text, so that only like is compared with like.
-    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name))
+    parts = [tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)) for name in path.parts]
+    return (*parts, (str(path),))
