@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .file_finder import Folders, files_in, named
+from ..models.image_files import files_in
+from .file_finder import Folders, named
 from .id_maps import NOTHING, UNKNOWN, IdMaps, Meaning, class_list
 from .sample import VOID, Task
 

@@ -111,20 +111,27 @@ class CocoPanoptic(RecordReader):
         ids_HW = _segment_ids(png)
         if ids_HW.shape != size:
             raise ValueError(f"{png} is {ids_HW.shape} (height, width), but {self.path} says {size}")
-        fused = frozenset(self.label_ids_to_fuse)
-        first_of_label: dict[int, int] = {}
-        numbers = []
-        for position, label in enumerate(record["label"], start=1):
-            numbers.append(first_of_label.setdefault(label, position) if label in fused else position)
         # A table of up to 2^24 entries, in which pixels are looked up without a search. The system only makes those of
         # its pages that are touched.
-        number_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
-        number_of_id[0] = VOID
-        number_of_id[record["segment_id"]] = numbers
-        numbers_HW = number_of_id[ids_HW]
-        if not numbers_HW.all():
-            unknown = int(ids_HW[numbers_HW == 0][0])
+        place_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
+        place_of_id[0] = VOID
+        place_of_id[record["segment_id"]] = np.arange(1, len(record["label"]) + 1)
+        places_HW = place_of_id[ids_HW]
+        if not places_HW.all():
+            unknown = int(ids_HW[places_HW == 0][0])
             raise ValueError(f"{png} has pixels of id {unknown}, which is no segment of this image in {self.path}")
+        areas = np.bincount(places_HW.ravel() - VOID, minlength=len(record["label"]) + 2)[2:]
+        for place in np.flatnonzero(areas == 0).tolist():
+            self.noted.add_once(
+                "segment that the json lists and the PNG lacks", f"{png}: id {record['segment_id'][place]}"
+            )
+        fused = frozenset(self.label_ids_to_fuse)
+        first_of_label: dict[int, int] = {}
+        # Index `VOID` = -1 reaches the last entry.
+        numbers = [0]
+        for place, label in enumerate(record["label"], start=1):
+            numbers.append(first_of_label.setdefault(label, place) if label in fused else place)
+        numbers_HW = np.array([*numbers, VOID], dtype=np.int32)[places_HW]
         return sample_of_numbers(read_image(path, size), numbers_HW, record["label"], record["is_crowd"], path)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..models.image_files import files_in
 from .coco import CocoInstances, sample_of_numbers
-from .file_finder import by_stem, files_in, named
+from .file_finder import by_stem, named
 from .files import read_id_map, read_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths

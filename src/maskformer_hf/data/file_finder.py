@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..models.image_files import IMAGE_SUFFIXES, is_hidden, natural_order
+from ..models.image_files import IMAGE_SUFFIXES, files_in, is_hidden, natural_order
 
 # How many missing files a message names.
 NUM_NAMED = 10
-
-
-def files_in(folder: Path, suffixes: Sequence[str], deep: bool = False) -> list[Path]:
-    """The files that end in one of the suffixes, in any case, in natural order. Hidden and system files are left out.
-
-    Args:
-        deep: in folders within, too.
-    """
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if deep and not is_hidden(name)]
-        found += [Path(place, name) for name in names if name.lower().endswith(tuple(suffixes)) and not is_hidden(name)]
-    return sorted(found, key=natural_order)
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -46,6 +46,15 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
 
 
+def orientation_of(path: str | Path) -> tuple[int, tuple[int, int]]:
+    """How EXIF says that a photo is to be turned, 1 if it does not, and (height, width) of the pixels as stored."""
+    try:
+        with Image.open(path) as photo:
+            return int(photo.getexif().get(0x0112, 1)), (photo.height, photo.width)
+    except Exception:  # whatever is odd about EXIF is no reason to stop
+        return 1, (0, 0)
+
+
 def read_id_map(path: str | Path) -> np.ndarray:
     """Decodes a PNG with one channel of ids, to (H, W): 8 bits (mode L, or P with the palette's indices), 16 or 32."""
     with names_file(path), Image.open(path) as png:

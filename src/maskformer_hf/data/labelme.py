@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from torchvision import tv_tensors
 
-from ..models.image_files import IMAGE_SUFFIXES
+from ..models.image_files import IMAGE_SUFFIXES, files_in
 from .fields import Fields, shown
-from .file_finder import Below, Folders, files_in, find, folders_in
+from .file_finder import Below, Folders, find, folders_in
 from .outlines import polygons_of
 from .polygons import Polygons, draw, read_upright_image, record
 from .problems import ProblemCounter

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from ..models.image_files import files_in
 from .ade20k import ade20k, is_ade20k
 from .cityscapes import cityscapes, is_cityscapes
 from .coco import CocoInstances, CocoPanoptic
@@ -14,7 +15,7 @@ from .coco_stuff import CocoInstancesAndStuff
 from .color_folder import color_folder, is_color_folder
 from .concatenate import concatenate
 from .davis import DavisFolder
-from .file_finder import existing_file, files_in
+from .file_finder import existing_file
 from .from_datasets import DATASETS_OPTIONS, open_datasets
 from .instance_folder import InstanceFolder
 from .labelme import is_labelme, labelme

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..models.image_files import IMAGE_SUFFIXES, is_image_file, natural_order
+from ..models.image_files import IMAGE_SUFFIXES, files_in, is_image_file, natural_order
 from .fields import Fields, as_number
-from .file_finder import Folders, files_in, locate, spellings
+from .file_finder import Folders, locate, spellings
 from .polygons import Polygons, record
 from .problems import ProblemCounter
 from .text_files import numbered_lines, read_lines, read_yaml

@@ -1,6 +1,8 @@
-"""Which files are images, and in which order they follow each other."""
+"""Which files are images, where they are found, and in which order they follow each other."""
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +27,16 @@ def natural_order(path: Path) -> tuple[Any, ...]:
     # Text and numbers alternate, beginning with text, so that only like is compared with like.
     parts = [tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)) for name in path.parts]
     return (*parts, (str(path),))
+
+
+def files_in(folder: Path, suffixes: Sequence[str], deep: bool = False) -> list[Path]:
+    """The files that end in one of the suffixes, in any case, in natural order. Hidden and system files are left out.
+
+    Args:
+        deep: in folders within, too.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if deep and not is_hidden(name)]
+        found += [Path(place, name) for name in names if name.lower().endswith(tuple(suffixes)) and not is_hidden(name)]
+    return sorted(found, key=natural_order)
