@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DeviceOption, DtypeOption, TaskChoice
+from .options import DeviceOption, DtypeOption, OverwriteOption, TaskChoice
 from .segment_photos import segment_photos
 from .segment_videos import segment_videos
 
@@ -88,6 +88,7 @@ class SegmentOptions:
     ] = None
     device: DeviceOption = None
     dtype: DtypeOption = None
+    overwrite: OverwriteOption = False
 
 
 def segment(options: SegmentOptions) -> None:
