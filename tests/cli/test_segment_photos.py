@@ -75,7 +75,7 @@ def test_several_photos_and_folders_show_progress_and_give_one_picture_each(segm
     assert "Segmenting: 100%" in result.stderr
     # What was written is not taken for a photo, even inside the folder of photos.
     again = segment("photos", "--output", "photos/drawn")
-    once_more = segment("photos", "--output", "photos/drawn")
+    once_more = segment("photos", "--output", "photos/drawn", "--overwrite")
     assert again.stdout.count("->") == once_more.stdout.count("->") == 3
 
 

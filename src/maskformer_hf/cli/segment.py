@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DeviceOption, DtypeOption, MergingOption, TaskChoice
+from .options import DeviceOption, DtypeOption, MergingOption, OverwriteOption, TaskChoice
 from .segment_photos import segment_photos
 from .segment_videos import segment_videos
 
@@ -104,6 +104,7 @@ class SegmentOptions:
     ] = None
     device: DeviceOption = None
     dtype: DtypeOption = None
+    overwrite: OverwriteOption = False
 
     @property
     def layers(self) -> dict[str, int | None]:
