@@ -10,7 +10,7 @@ from builders import random_model, tiny_config
 from maskformer_hf import MaskFormerConfig
 from maskformer_hf.models import assembly, dense_workspace, matcher, parts
 from maskformer_hf.models.at_once import AtOnce
-from maskformer_hf.models.interfaces import Ask, ExtraQueries, PixelDecoderOutput
+from maskformer_hf.models.interfaces import Ask, Attended, ExtraQueries, PixelDecoderOutput
 from maskformer_hf.models.mask_head_dynamic import SHAPES, SIZES, DynamicMasks, Networks, middles
 from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
@@ -162,7 +162,7 @@ def relations(request):
 
 def bias_of(relations, masks) -> torch.Tensor:
     with torch.no_grad():
-        return relations(masks.flatten(2), masks.shape[2:])
+        return relations(masks.flatten(2), masks.shape[2:]).mask
 
 
 def test_relations_do_not_depend_on_where_all_masks_are(relations):
@@ -182,7 +182,7 @@ def test_queries_that_must_not_be_seen_are_not(relations):
     masks, attended = rectangles(), torch.ones(1, 4, 4, dtype=torch.bool)
     attended[0, 1:, 0] = False
     with torch.no_grad():
-        bias = relations(masks.flatten(2), masks.shape[2:], attended)
+        bias = relations(masks.flatten(2), masks.shape[2:], Attended(attended, 1)).mask
     assert torch.equal(torch.isinf(bias), ~attended.expand(1, 4, 4, 4))
 
 
@@ -209,8 +209,9 @@ def test_overlap_does_not_depend_on_the_scale_and_far_masks_do_not_touch():
         torch.testing.assert_close(values, (overlap, within, touching)[number], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("is_apart", [False, True])
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
-def test_extra_queries_keep_their_masks_of_attention(kind):
+def test_extra_queries_keep_their_masks_of_attention(kind, is_apart):
     """A query that may not see another is not told how it lies to it."""
     model = random_model(tiny_config("mask2former", query_relations=kind))
     nn.init.ones_(model.model.transformer_decoder.relations.gain)
@@ -220,7 +221,7 @@ def test_extra_queries_keep_their_masks_of_attention(kind):
     with torch.no_grad():
         encoded = model.model.encode(inputs("mask2former"), Ask())
         plain = model.model.decode(encoded, Ask()).outputs[-1].queries[-1]
-        extra = ExtraQueries(features, features, (), attended)
+        extra = ExtraQueries(features, features, (), attended, is_apart=is_apart)
         seen = model.model.decode(encoded, Ask(), extra).outputs[-1].queries[-1][:, 3:]
     torch.testing.assert_close(seen, plain, rtol=1e-4, atol=1e-5)
 
@@ -360,3 +361,6 @@ def test_boundary_blocks_need_a_last_convolution(monkeypatch):
     config = tiny_config(pixel_decoder="other", boundary_blocks=1)
     with pytest.raises(ValueError, match=r"`boundary_blocks`=1 stand before .*`mask_projection`, which Identity lacks"):
         assembly.make_pixel_decoder(config, facts=None)
+    config = tiny_config(pixel_decoder="hybrid", feature_size=48, encoder_layers=1, boundary_blocks=1)
+    with pytest.raises(ValueError, match=r"need maps of a multiple of 32 channels .*, HybridPixelDecoder has 48"):
+        random_model(config)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .layers import ConvNorm
+from .layers import NUM_NORM_GROUPS, ConvNorm
 
 
 class BoundaryBlock(nn.Module):
@@ -46,12 +46,17 @@ def add_boundary_blocks(pixel_decoder: Any, num_blocks: int):
     """Put blocks in front of `pixel_decoder.mask_projection`.
 
     Raises:
-        ValueError: If the pixel decoder does not end in a convolution of that name.
+        ValueError: If the pixel decoder does not end in a convolution of that name, or its width does not fit.
     """
     projection = getattr(pixel_decoder, "mask_projection", None)
     if not isinstance(projection, nn.Conv2d):
         raise ValueError(
             f"`boundary_blocks`={num_blocks} stand before the last convolution of a pixel decoder, `mask_projection`, "
             f"which {type(pixel_decoder).__name__} lacks: give it one, or leave `boundary_blocks` at 0."
+        )
+    if projection.in_channels % NUM_NORM_GROUPS:
+        raise ValueError(
+            f"`boundary_blocks`={num_blocks} need maps of a multiple of {NUM_NORM_GROUPS} channels (GroupNorm groups), "
+            f"{type(pixel_decoder).__name__} has {projection.in_channels}: change `feature_size`."
         )
     pixel_decoder.mask_projection = RefinedProjection(projection, num_blocks)

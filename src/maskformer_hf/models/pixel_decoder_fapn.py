@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .deformable_convolution import NUM_TAPS, deformable_convolution
 from .interfaces import Ask, Facts, PixelDecoderOutput
-from .layers import NUM_NORM_GROUPS, ConvNorm, init_convolutions
+from .layers import NUM_NORM_GROUPS, ConvNorm, check_norm_groups, init_convolutions
+from .transformer_layers import check_no_encoder
 
-# Groups of channels with offsets of their own, and taps of a 3x3 kernel.
-NUM_GROUPS, NUM_TAPS = 8, 9
+# Groups of channels with offsets of their own.
+NUM_GROUPS = 8
 # Levels of the memory where the pyramid gives it.
 NUM_MEMORY_LEVELS = 3
 
@@ -71,7 +73,8 @@ class FeatureAlignment(nn.Module):
             coarser = F.interpolate(coarser, size=lateral_BChw.shape[-2:], mode="bilinear", align_corners=False)
         features = norm(self.offset_features(torch.cat((lateral_BChw, 2 * coarser), dim=1)))
         steps, weights = self.offsets(features).split((2 * NUM_GROUPS * NUM_TAPS, NUM_GROUPS * NUM_TAPS), dim=1)
-        aligned = deformable_convolution(coarser, steps, weights.sigmoid(), self.convolution)
+        kernel, bias = self.convolution.weight, self.convolution.bias
+        aligned = deformable_convolution(coarser, steps, weights.sigmoid(), kernel, bias)
         return F.relu(aligned) + lateral_BChw
 
 
@@ -112,6 +115,8 @@ class FaPNPixelDecoder(nn.Module):
 
     @staticmethod
     def check(config: Any):
+        check_no_encoder(config)
+        check_norm_groups(config)
         if config.fapn_form not in FORMS:
             raise ValueError(f"`fapn_form` must be one of {list(FORMS)}, got {config.fapn_form!r}.")
         reads_one_level = config.transformer_decoder in ("detr", None) or config.decoder_layers < NUM_MEMORY_LEVELS
@@ -151,49 +156,3 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int, norm: bo
     if norm:
         return ConvNorm(in_channels, out_channels, kernel_size, activation=False)
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-
-
-def deformable_convolution(
-    maps_BChw: torch.Tensor, steps: torch.Tensor, weights: torch.Tensor, convolution: nn.Conv2d
-) -> torch.Tensor:
-    """A modulated deformable 3x3 convolution (DCNv2, https://arxiv.org/abs/1811.11168).
-
-    Args:
-        steps: Down and right of each tap of each group, (B, 8 * 9 * 2, h, w).
-        weights: How much each tap counts, (B, 8 * 9, h, w).
-        convolution: Has the kernel and the bias.
-
-    Raises:
-        ImportError: If torchvision is missing.
-    """
-    if torch.compiler.is_exporting():
-        return _by_grid_sample(maps_BChw, steps, weights, convolution)
-    try:
-        from torchvision.ops import deform_conv2d
-    except ImportError as error:
-        raise ImportError("`pixel_decoder='fapn'` needs torchvision: pip install torchvision") from error
-    kernel, bias = convolution.weight, convolution.bias
-    # On a CPU the operator knows float32 alone.
-    parts = [x.float() for x in (maps_BChw, steps, kernel)]
-    with torch.autocast(maps_BChw.device.type, enabled=False):
-        result = deform_conv2d(*parts, None if bias is None else bias.float(), padding=1, mask=weights.float())
-    return result.to(maps_BChw.dtype)
-
-
-def _by_grid_sample(
-    maps_BChw: torch.Tensor, steps: torch.Tensor, weights: torch.Tensor, convolution: nn.Conv2d
-) -> torch.Tensor:
-    """The same by operators that exported files may have, with nine times the memory of the maps."""
-    batch_size, channels, height, width = maps_BChw.shape
-    steps_XKhw2 = steps.reshape(batch_size * NUM_GROUPS, NUM_TAPS, 2, height, width).movedim(2, -1)
-    row, column = (torch.arange(n, device=steps.device, dtype=steps.dtype) for n in (height, width))
-    tap = torch.arange(3, device=steps.device, dtype=steps.dtype) - 1
-    y = steps_XKhw2[..., 0] + tap.repeat_interleave(3)[:, None, None] + row[:, None]
-    x = steps_XKhw2[..., 1] + tap.repeat(3)[:, None, None] + column
-    # Between -1 and 1, which are the outer edges.
-    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-    groups_XChw = maps_BChw.reshape(batch_size * NUM_GROUPS, channels // NUM_GROUPS, height, width)
-    sampled = F.grid_sample(groups_XChw, grid.flatten(1, 2), align_corners=False).unflatten(2, (NUM_TAPS, height))
-    weighted = sampled * weights.reshape(batch_size * NUM_GROUPS, 1, NUM_TAPS, height, width)
-    columns = weighted.reshape(batch_size, channels * NUM_TAPS, height, width)
-    return F.conv2d(columns, convolution.weight.flatten(1)[..., None, None], convolution.bias)

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .interfaces import Attended
+
 # Waves that each of the four numbers of a pair of boxes is written in, the scale of the numbers, and the longest wave.
 NUM_WAVES, SCALE, TEMPERATURE = 8, 100.0, 10000.0
 
@@ -41,18 +43,18 @@ class QueryRelations(nn.Module):
     def init_weights(self):
         init.zeros_(self.gain)
 
-    def forward(
-        self, inside_BRS: torch.Tensor, size: Sequence[int], attended: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, inside_BRS: torch.Tensor, size: Sequence[int], attended: Attended | None = None) -> Attended:
         """The bias of all heads, (B, heads, R, R), which is added to the logits of self-attention.
 
         Args:
             inside_BRS: Which cells are each query's, bool, at least one for each.
             size: (h, w) of the map, or (T, h, w).
-            attended: Which query may attend to which, bool, broadcast to the bias; None if all may.
+            attended: Which query may attend to which; None if all may.
         """
         bias_BhRR = self.gain[:, None, None] * self.features(inside_BRS.unflatten(-1, tuple(size)))
-        return bias_BhRR if attended is None else bias_BhRR.masked_fill(~attended, -torch.inf)
+        if attended is None:
+            return Attended(bias_BhRR)
+        return attended._replace(mask=bias_BhRR.masked_fill(~attended.mask, -torch.inf))
 
     def features(self, inside_BRhw: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
