@@ -26,6 +26,7 @@ LAYERS = [
     {"inference", "visualize"},
     {"presets", "model_card"},
     {"data", "metrics", "models", "machine"},
+    {"output_files"},
 ]
 EXCEPTIONS = {
     ("visualize", "inference"): "What is drawn is a prediction.",

@@ -69,6 +69,16 @@ PEM: dict[str, Any] = {
     "enforce_input_projection": True,
 }
 
+# The fields that turn a Mask2Former into an MP-Former (https://arxiv.org/abs/2303.07336), as its code trains it: labels
+# have noise, masks have none.
+MPFORMER: dict[str, Any] = {
+    **MASK2FORMER,
+    "query_source": "denoising",
+    "query_position": False,
+    "denoising_groups": 1,
+    "denoising_label_noise": 0.2,
+}
+
 # Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` fit the segmentation maps
 # that come with the data (for ADE20K-Full and COCO-Stuff-10k: those that the original's preparation makes).
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -201,9 +211,9 @@ _MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
+def _mask2former(backbone: str, table: str, parts: dict[str, Any] = MASK2FORMER) -> MaskFormerHfConfig:
     dataset, task, _ = _MASK2FORMER_ZOO[table]
-    fields: dict[str, Any] = {**MASK2FORMER, "task": task}
+    fields: dict[str, Any] = {**parts, "task": task}
     if task == "instance":
         # Data for instances have no stuff.
         fields |= _numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
@@ -223,6 +233,12 @@ MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     f"mask2former_{backbone}_{table}": partial(_mask2former, backbone, table)
     for table, (_, _, backbones) in _MASK2FORMER_ZOO.items()
     for backbone in backbones
+}
+
+# The original has these two of its own.
+MPFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"mpformer_resnet50_{table}": partial(_mask2former, "resnet50", table, MPFORMER)
+    for table in ("coco_instance", "coco_panoptic")
 }
 
 
@@ -265,6 +281,7 @@ PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     **PER_PIXEL_PRESETS,
     **MASK2FORMER_PRESETS,
     **PEM_PRESETS,
+    **MPFORMER_PRESETS,
     **VIDEO_PRESETS,
 }
 
@@ -286,7 +303,7 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines only to the largest of the batch.
         options["size_divisor"] = 0
-    if name in MASK2FORMER_PRESETS or name in PEM_PRESETS:
+    if name in {**MASK2FORMER_PRESETS, **MPFORMER_PRESETS, **PEM_PRESETS}:
         # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
     options |= {"num_labels": config.num_labels, **facts_of(config)}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DeviceOption, DtypeOption, TaskChoice
+from .options import DeviceOption, DtypeOption, MergingOption, OverwriteOption, TaskChoice
 from .segment_photos import segment_photos
 from .segment_videos import segment_videos
 
@@ -70,6 +70,7 @@ class SegmentOptions:
             "videos.",
         ),
     ] = None
+    merging: MergingOption = None
     tile_size: Annotated[
         int | None,
         typer.Option(
@@ -103,6 +104,7 @@ class SegmentOptions:
     ] = None
     device: DeviceOption = None
     dtype: DtypeOption = None
+    overwrite: OverwriteOption = False
 
     @property
     def layers(self) -> dict[str, int | None]:

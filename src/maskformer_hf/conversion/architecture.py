@@ -11,7 +11,7 @@ from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.pixel_decoder_deformable import NUM_POINTS
-from ..presets import MASK2FORMER, PEM
+from ..presets import MASK2FORMER, MPFORMER, PEM
 from .detectron2_names import later_name
 
 # No tensor depends on it; every configuration of the original says 8.
@@ -126,9 +126,9 @@ def _infer_mask2former(shapes: Shapes) -> dict[str, Any]:
     encoder = f"{_PIXEL_DECODER}.transformer.encoder.layers"
     num_levels, feature_size = _shape(shapes, f"{_PIXEL_DECODER}.transformer.level_embed", 2)
     num_offsets = _shape(shapes, f"{encoder}.0.self_attn.sampling_offsets.weight", 2)[0]
-    num_queries, hidden_size = _shape(shapes, f"{_PREDICTOR}.query_embed.weight", 2)
+    num_queries, hidden_size = _shape(shapes, f"{_PREDICTOR}.query_feat.weight", 2)
     return {
-        **MASK2FORMER,
+        **(MPFORMER if f"{_PREDICTOR}.label_enc.weight" in shapes else MASK2FORMER),
         "feature_size": feature_size,
         "encoder_levels": num_levels,
         "encoder_layers": _count(shapes, encoder),

@@ -192,9 +192,12 @@ def _masked_predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     theirs, ours = "sem_seg_head.predictor", "model.transformer_decoder"
     names: dict[str, Target] = {
         f"{theirs}.query_feat.weight": f"{ours}.query_features.weight",
-        f"{theirs}.query_embed.weight": f"{ours}.query_position.weight",
         f"{theirs}.level_embed.weight": f"{ours}.level_embedding.weight",
     }
+    if config.query_position:
+        names[f"{theirs}.query_embed.weight"] = f"{ours}.query_position.weight"
+    if config.query_source == "denoising":
+        names[f"{theirs}.label_enc.weight"] = "query_source.label_embedding.weight"
     if config.enforce_input_projection or config.feature_size != config.hidden_size:
         for level in range(NUM_MEMORY_LEVELS):
             names |= _layer(f"{theirs}.input_proj.{level}", f"{ours}.input_projections.{level}")

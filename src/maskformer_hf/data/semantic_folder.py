@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import list_images, with_maps
+from .file_finder import list_images, with_maps
 from .id_maps import ClassMeaning, IdMaps
 from .sample import VOID
+from .text_files import read_lines
 
 VOID_IDS = (255, 65535)
 """Ids that are void in the files, unless they name a class, as with more than 255 classes. So is the first id after the
@@ -48,11 +49,7 @@ class SemanticFolder(IdMaps):
 def _read_class_names(root: Path) -> list[str]:
     for folder in (root, root.resolve().parent):
         if (folder / "classes.txt").is_file():
-            names = [
-                line.strip()
-                for line in (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
+            names = read_lines(folder / "classes.txt")
             if len(set(names)) != len(names):
                 raise ValueError(f"{folder / 'classes.txt'} names a class twice")
             return names

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..inference.load import load
+from ..output_files import whole_file
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
 from .graph import Graph, export_program
@@ -80,8 +81,8 @@ def export_checkpoint(
     metadata = metadata_of(model, processor, post_process, static_size)
     if format == "torch-export":
         difference = largest_difference(graph, program.module(), static_size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+        with whole_file(path) as unfinished:
+            torch.export.save(program, unfinished, extra_files={"metadata.json": json.dumps(metadata)})
         return ExportResult(path, metadata, difference)
 
     proto = to_onnx(program, graph.output_names, static_size)
@@ -139,5 +140,5 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]):
 
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save_model(proto, path)
+    with whole_file(path) as unfinished:
+        onnx.save_model(proto, unfinished)

@@ -22,12 +22,14 @@ class PredictOptions(TypedDict, total=False):
     threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
     mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
     overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
+    stuff_threshold, stuff_overlap_mask_area_threshold: The same for `label_ids_to_fuse`, if those have others.
     label_ids_to_fuse: Stuff classes, one panoptic segment each.
     max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
         number of queries if that is larger.
     duplicate_iou: An instance whose IoU with a better one of its class is larger is left out.
     intersect_with_mask: Whether a panoptic segment keeps only pixels that its own mask has.
-    merging: How panoptic segments share the pixels: "argmax".
+    merging: How panoptic segments share the pixels: "argmax", or "mask_wise" as in Panoptic SegFormer. With one that is
+        not the checkpoint's, `threshold` is 0.8 or 0.3, as in the papers.
     resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
@@ -39,6 +41,8 @@ class PredictOptions(TypedDict, total=False):
     threshold: float | None
     mask_threshold: float | None
     overlap_mask_area_threshold: float | None
+    stuff_threshold: float | None
+    stuff_overlap_mask_area_threshold: float | None
     label_ids_to_fuse: Collection[int] | None
     max_instances: int | None
     duplicate_iou: float | None

@@ -24,6 +24,16 @@ class ConvNorm(nn.Sequential):
         )
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each cell of a map (B, C, h, w)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .assembly import make_criterion, make_head, make_pixel_decoder, make_query_source, make_transformer_decoder
-from .backbone import Backbone
+from .backbone import make_backbone
 from .configuration_maskformer import MaskFormerHfConfig
 from .interfaces import Ask, Decoded, Encoded, ExtraQueries
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
@@ -26,8 +26,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        backbone_config: Any = config.backbone_config
-        self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
+        self.backbone: Any = make_backbone(config)
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
@@ -150,6 +149,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
 
     def _change_classes(self, rows: Sequence[int | None]) -> str:
         self.head.change_classes(rows)
+        if hasattr(self.query_source, "change_classes"):
+            self.query_source.change_classes(rows)
         self.criterion.num_labels = len(rows)
         return "no-object, "
 

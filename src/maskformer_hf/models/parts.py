@@ -13,7 +13,7 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | cross_attention | `cross_attention` | `(config)` | `MaskedCrossAttention` |
 | class_head | `class_head` | `(config)` | `LinearClassHead` |
 | mask_head | `mask_head` | `(config, facts)` | `ProductMaskHead` |
-| query_source | `query_source` | `(config)` | `ExtraQueries` |
+| query_source | `query_source` | `(config)` | `OneToManyQueries` |
 | assigner | `assigner` | `(config)` | `HungarianAssigner` |
 | class_loss | `class_loss` | `(config)` | `ClassCrossEntropy` |
 | loss_term | `mask_term`, `loss_terms` | `(config)` | `loss_terms.py` |
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .assigners import HungarianAssigner
+from .assigners_steady import OneToManyAssigner, SharedAssigner, StableAssigner
 from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
@@ -36,6 +37,8 @@ from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .pixel_decoder_hybrid import HybridPixelDecoder
 from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
+from .query_source_denoising import DenoisingQueries
+from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 
@@ -74,8 +77,16 @@ _TABLE: dict[str, dict[str, Part]] = {
     },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
     "mask_head": {"product": Part(ProductMaskHead.from_config)},
-    "query_source": {},
-    "assigner": {"hungarian": Part(HungarianAssigner.from_config)},
+    "query_source": {
+        "denoising": Part(DenoisingQueries, DenoisingQueries.check),
+        "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),
+    },
+    "assigner": {
+        "hungarian": Part(HungarianAssigner.from_config),
+        "shared": Part(SharedAssigner.from_config),
+        "stable": Part(StableAssigner.from_config),
+        "one_to_many": Part(OneToManyAssigner.from_config, OneToManyAssigner.check),
+    },
     "class_loss": {"cross_entropy": Part(ClassCrossEntropy.from_config)},
     "loss_term": {
         "focal": Part(lambda config: FocalLoss()),
