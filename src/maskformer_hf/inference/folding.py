@@ -133,7 +133,7 @@ def _is_batch_norm(module: Any) -> bool:
     return type(module) in _FOLDED_NORMS and module.running_mean is not None
 
 
-def _observed(base: Any, image: torch.Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], list[torch.Tensor]]:
+def _observed(base: Any, image: torch.Tensor) -> tuple[list[tuple[Any, Any]], list[torch.Tensor]]:
     """Convolutions with the BatchNorm that reads their output, and the maps of a forward."""
     # Outputs are kept, so that no later one can lie at the place of an earlier one.
     outputs: dict[int, tuple[nn.Module, torch.Tensor]] = {}
