@@ -59,6 +59,13 @@ def fold_batch_norms(model: MaskFormerHfPreTrainedModel) -> int:
     return len(pairs)
 
 
+def unfold_batch_norms(module: nn.Module):
+    """Undo it in all layers below."""
+    for layer in list(module.modules()):
+        if isinstance(layer, _Folded):
+            layer.unfold()
+
+
 class _Folded(nn.Module):
     """What a folded convolution and its BatchNorm have in common."""
 
