@@ -90,6 +90,8 @@ MASK2FORMER_PARAMETERS |= {
     "mask2former_swin_large_mapillary_panoptic": PANOPTIC_LARGE + 257 * 65,
 }
 PARAMETERS |= MASK2FORMER_PARAMETERS
+# MP-Former has an embedding of each class, and no positions of queries.
+PARAMETERS |= {"mpformer_resnet50_coco_instance": 43_965_137, "mpformer_resnet50_coco_panoptic": 43_992_326}
 
 # The same of Mask2Former-VIS. Both versions of its data have 40 classes.
 VIDEO_PARAMETERS = {
@@ -106,6 +108,15 @@ VIDEO_PARAMETERS = {
 }
 PARAMETERS |= VIDEO_PARAMETERS
 
+# The same of PEM. Cityscapes' backbones have trained BatchNorm.
+PEM_PARAMETERS = {
+    "pem_resnet50_ade20k": 35_513_128,
+    "pem_resnet50_ade20k_panoptic": 35_513_128,
+    "pem_resnet50_cityscapes": 35_532_581,
+    "pem_resnet50_cityscapes_panoptic": 35_532_581,
+}
+PARAMETERS |= PEM_PARAMETERS
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
@@ -119,7 +130,7 @@ def count_parameters(config) -> int:
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
     # Some tables have two Swin-B, which are one preset.
-    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 * 6
+    assert len(PRESETS) - len(PEM_PARAMETERS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 + 2 * 6
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -167,7 +178,7 @@ def test_labels_task_and_thresholds(name):
     if name.endswith("mapillary_panoptic"):
         expected = 0.0
     assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
-    assert config.intersect_with_mask == name.startswith("mask2former")
+    assert config.intersect_with_mask == name.startswith(("mask2former", "mpformer", "pem"))
     if config.task == "instance":
         first = {"coco": "person", "cityscapes": "person", "ade20k": "bed"}
         assert config.id2label[0] == next(label for dataset, label in first.items() if dataset in name)

@@ -153,7 +153,7 @@ def test_losses_with_the_same_points(theirs, ours, monkeypatch):
         size = size[:-1] if size[-1] == 2 else size
         return points[: size[-1]].expand(*size, 2).clone()
 
-    for module in ("criterion", "point_sampling"):
+    for module in ("assigners", "point_sampling"):
         monkeypatch.setattr(f"maskformer_hf.models.{module}.uniform_points", fixed)
     monkeypatch.setattr("transformers.models.mask2former.modeling_mask2former.torch.rand", fixed)
     with torch.no_grad():

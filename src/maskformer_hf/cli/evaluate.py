@@ -8,7 +8,15 @@ import typer
 
 from ..output_files import refuse_existing
 from .errors import quiet_transformers
-from .options import CheckpointArgument, DataFormatOption, DeviceOption, DtypeOption, OverwriteOption, TaskChoice
+from .options import (
+    CheckpointArgument,
+    DataFormatOption,
+    DeviceOption,
+    DtypeOption,
+    MergingOption,
+    OverwriteOption,
+    TaskChoice,
+)
 from .output_paths import check_picture
 
 EXAMPLES = """Examples:
@@ -60,6 +68,7 @@ class EvaluateOptions:
             "segments).",
         ),
     ] = None
+    merging: MergingOption = None
     max_detections: Annotated[
         int, typer.Option("--max-detections", min=1, help="How many instances of an image count, the best ones.")
     ] = 100
@@ -109,6 +118,7 @@ def evaluate(options: EvaluateOptions) -> None:
         format=options.format,
         class_groups=options.class_groups,  # pyrefly: ignore  # `open_dataset` checks the value
         threshold=options.threshold,
+        merging=options.merging,
         max_detections=options.max_detections,
         boundary=options.boundary,
         worst=options.worst,

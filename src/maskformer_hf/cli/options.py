@@ -21,6 +21,14 @@ CheckpointArgument = Annotated[str, typer.Argument(help="A bundled name, a folde
 DataFormatOption = Annotated[
     str, typer.Option("--format", help="The layout of the data on disk; detected if not given.")
 ]
+MergingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--merging",
+        help="How panoptic segments share the pixels: argmax (the best query of each pixel) or mask_wise (whole masks, "
+        "the best first). The checkpoint's own if not given.",
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one).")
 ]

@@ -31,10 +31,16 @@ def segment_photos(options: "SegmentOptions") -> None:
 
     from ..inference.load import load
     from ..inference.plans import plan_names
+    from ..models.panoptic import MERGINGS
 
+    if options.merging is not None and options.merging not in MERGINGS:
+        raise ValueError(f"--merging must be one of {list(MERGINGS)}, got {options.merging!r}")
     if options.plan is not None and options.plan not in plan_names():
         raise ValueError(f"--plan must be one of {list(plan_names())}, got {options.plan!r}")
-    model, processor = load(options.checkpoint, options.device, options.dtype)
+    model, processor = load(options.checkpoint, options.device, options.dtype, **options.layers)
+    task = options.task.value if options.task else model.config.task
+    if options.merging is not None and task != "panoptic":
+        raise ValueError(f"--merging is for panoptic results, and the task is {task}: add --task panoptic")
     records = []
     pairs = zip(photos, pictures, strict=True)
     for photo, picture in tqdm(pairs, "Segmenting", len(photos), unit="image", disable=not several):
@@ -81,6 +87,7 @@ def _segment_photo(
         image,
         task=options.task.value if options.task else None,
         threshold=options.threshold,
+        merging=options.merging,
         tile_size=options.tile_size,
         plan=options.plan,
         progress=True,

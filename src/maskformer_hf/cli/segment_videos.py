@@ -20,7 +20,7 @@ DEFAULT_VIDEO = Path("result.mp4")
 
 def segment_videos(options: "SegmentOptions") -> None:
     """Finds the tracks of each video, and writes them and the coloured frames."""
-    for name in ("task", "tile_size", "plan"):
+    for name in ("task", "merging", "tile_size", "plan"):
         if getattr(options, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for photos, and checkpoint {options.checkpoint!r} segments videos")
@@ -37,7 +37,7 @@ def segment_videos(options: "SegmentOptions") -> None:
     from ..inference.load import load
     from ..inference.video import predict_video
 
-    loaded: Any = load(options.checkpoint, options.device, options.dtype)
+    loaded: Any = load(options.checkpoint, options.device, options.dtype, **options.layers)
     model, processor = loaded
     given: dict[str, Any] = {} if options.threshold is None else {"threshold": options.threshold}
     records = []

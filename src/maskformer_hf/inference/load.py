@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -63,6 +64,9 @@ def load(
     name_or_path: str | Path = DEFAULT_CHECKPOINT,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    inference_layers: int | None = None,
+    inference_encoder_layers: int | None = None,
 ) -> tuple[Model | MaskFormerHfForVideoSegmentation, MaskFormerHfImageProcessor | MaskFormerHfVideoProcessor]:
     """A model in evaluation mode, and its processor: for `predict`, or a model and a processor of videos for
     `predict_video`.
@@ -72,6 +76,9 @@ def load(
             transformers' MaskFormer and Mask2Former are read too.
         device: None is CUDA where there is one, and else the CPU.
         dtype: None is float32, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
+        inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel
+            decoder's encoder, run. None is what the checkpoint says, and that is all of them unless it was saved
+            otherwise.
 
     Raises:
         ValueError: No such checkpoint or device; a file that is damaged or not what it should be; a weight that is
@@ -80,10 +87,12 @@ def load(
     path = checkpoint_path(name_or_path)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype)
+    given = {"inference_layers": inference_layers, "inference_encoder_layers": inference_encoder_layers}
+    fields: Any = {name: value for name, value in given.items() if value is not None}
     if Path(path).is_dir():
         _check_json(Path(path) / "config.json")
     try:
-        model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True, **fields)
         processor = processor_class_of(model.config).from_pretrained(path)
         copy_facts(model.config, processor)
     except (OSError, ValueError, StrictDataclassError) as error:

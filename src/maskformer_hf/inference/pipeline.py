@@ -1,7 +1,7 @@
 """`transformers.pipeline("image-segmentation")` for our models; every other model gets the pipeline it always got.
 
 The stock pipeline cannot batch photos of different shapes, starts with the panoptic task whatever the checkpoint was
-trained for, has no score for semantic segments and no way to `label_ids_to_fuse`. Where this module is not imported,
+trained for, has no score for semantic segments and no option `label_ids_to_fuse`. Where this module is not imported,
 or `transformers.ImageSegmentationPipeline` is called by its name, those limits hold for our models too.
 """
 
@@ -35,7 +35,7 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
 
     # The pipeline that was registered before ours: a class, or its dotted name.
     _stock: Any = ImageSegmentationPipeline
-    # Segmentation needs none, and looking for one asks for trust in the code of a repository that is not used at all.
+    # Segmentation needs no video processor, and looking for one asks to trust code of the repository that nobody runs.
     _load_video_processor = False
     model: Any
 
@@ -118,8 +118,8 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
 
 
 class _Outputs:
-    """The outputs of one photo. The stock pipeline moves tensors, and what it knows to hold some, to the CPU; it leaves
-    this as it is, so that the results are made where the model is."""
+    """The outputs of one photo. The stock pipeline moves tensors and containers of tensors to the CPU. It does not look
+    into this object, so results are made on the device of the model."""
 
     def __init__(self, outputs: Any, target_size: tuple[int, int]) -> None:
         self.outputs = outputs
@@ -127,7 +127,7 @@ class _Outputs:
 
 
 class _Results:
-    """Answers in the order of the photos, made as they are asked for; as long as its input where that has a length."""
+    """Answers in the order of the photos, made as they are asked for. It has a length if its input has one."""
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ def predict_video(
         video: A folder of frames, a video file, an array (T, H, W, C) or (T, C, H, W), or frames as `predict` takes
             images, all of one size. Folders, files and iterators are read as they are needed: no more than a window is
             in memory.
-        window: Frames that the model sees together. Memory and, beyond linear, time grow with it.
+        window: Frames that the model sees together. Memory grows with it, and time faster than linearly.
         overlap: Frames that a window shares with the next, fewer than `window` and at least 1.
         progress: Show a progress bar of the frames.
         options: See [`VideoOptions`].

@@ -1,5 +1,6 @@
 """Windows of a photo that overlap: where they lie, and which part of the photo each of them decides."""
 
+import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -73,7 +74,8 @@ def tile_windows(size: tuple[int, int], tile_size: int, overlap: int) -> list[Wi
 def _starts(length: int, tile_size: int, overlap: int) -> list[int]:
     if length <= tile_size:
         return [0]
-    count = -(-(length - overlap) // (tile_size - overlap))
+    # Each tile after the first covers `tile_size - overlap` pixels more, or fewer, as they are spread evenly.
+    count = math.ceil((length - overlap) / (tile_size - overlap))
     return [round(index * (length - tile_size) / (count - 1)) for index in range(count)]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .assigner_stuff import StuffAssigner, stuff_labels
 from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
@@ -84,7 +85,10 @@ class Assigners:
 
     def __getitem__(self, name: Any) -> Any:
         if name not in self.made:
-            self.made[name] = part_of("assigner", name).build(self.config)
+            made = part_of("assigner", name).build(self.config)
+            if name == self.config.assigner and self.config.stuff_assignment == "fixed":
+                made = StuffAssigner(made, stuff_labels(self.config))
+            self.made[name] = made
         return self.made[name]
 
 

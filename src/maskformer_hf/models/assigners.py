@@ -47,6 +47,12 @@ class HungarianAssigner:
     def __call__(
         self, predictions: PredictionSet, targets: Targets, generator: torch.Generator | None = None
     ) -> Assignment:
+        return Assignment(match(self.costs(predictions, targets, generator), targets.counts), sum(targets.counts))
+
+    def costs(
+        self, predictions: PredictionSet, targets: Targets, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """What each target costs each query, (L, B, Q, N); see `matching_costs`."""
         num_layers, num_images, num_queries = predictions.class_logits.shape[:3]
         if max(targets.counts) > num_queries and not self.has_warned:
             self.has_warned = True
@@ -61,8 +67,7 @@ class HungarianAssigner:
             points_LBP2 = uniform_points(
                 num_layers, num_images, self.num_points, device=predictions.masks.device, generator=generator
             )
-        costs = matching_costs(predictions.class_logits, predictions.masks, targets, self.weights, points_LBP2)
-        return Assignment(match(costs, targets.counts), sum(targets.counts))
+        return matching_costs(predictions.class_logits, predictions.masks, targets, self.weights, points_LBP2)
 
 
 class FixedAssigner:

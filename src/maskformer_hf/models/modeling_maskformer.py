@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .assembly import make_criterion, make_head, make_pixel_decoder, make_query_source, make_transformer_decoder
-from .backbone import Backbone
+from .backbone import make_backbone
 from .configuration_maskformer import MaskFormerHfConfig
 from .interfaces import Ask, Decoded, Encoded, ExtraQueries
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
@@ -26,8 +26,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        backbone_config: Any = config.backbone_config
-        self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
+        self.backbone: Any = make_backbone(config)
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
@@ -61,6 +60,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         every_layer: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        progress: float = 1.0,
     ) -> Ask:
         """What a forward is asked for, by its arguments and the configuration."""
         return Ask(
@@ -68,7 +68,9 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
-            progress=self.training_progress if self.training else 1.0,
+            num_encoder_layers=None if self.training else self.config.inference_encoder_layers,
+            num_decoder_layers=None if self.training else self.config.inference_layers,
+            progress=progress,
         )
 
     def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:
@@ -147,6 +149,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
 
     def _change_classes(self, rows: Sequence[int | None]) -> str:
         self.head.change_classes(rows)
+        if hasattr(self.query_source, "change_classes"):
+            self.query_source.change_classes(rows)
         self.criterion.num_labels = len(rows)
         return "no-object, "
 
@@ -179,7 +183,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         targets = self._targets(pixel_values, mask_labels, class_labels, void_masks, target_maps)
         supervise = targets is not None and self.config.use_auxiliary_loss
         every_layer = supervise or output_auxiliary_logits
-        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
+        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions, self.progress)
         encoded = self.model.encode(pixel_values, ask)
         decoded = self.model.decode(encoded, ask, self._extra_queries(targets, encoded, ask))
         sets = self.head(decoded, encoded, ask)
@@ -202,7 +206,7 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         made = make_targets(
             mask_labels, class_labels, pixel_values, self.criterion.num_labels, num_frames, void_masks, target_maps
         )
-        return made and made._replace(progress=self.training_progress)
+        return made and made._replace(progress=self.progress)
 
     def _extra_queries(self, targets: Targets | None, encoded: Encoded, ask: Ask) -> ExtraQueries | None:
         """Queries of the query source, which there are in training only."""

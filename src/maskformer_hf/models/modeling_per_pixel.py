@@ -69,7 +69,7 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         labels = self._labels(pixel_values, labels, mask_labels, class_labels)
         supervise = labels is not None and self.config.use_auxiliary_loss
         every_layer = supervise or output_auxiliary_logits
-        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions)
+        ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions, self.progress)
         encoded = self.model.encode(pixel_values, ask)
         decoded = self.model.decode(encoded, ask)
         logits_LBKhw = self.head(decoded, encoded, ask)

@@ -13,7 +13,7 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | cross_attention | `cross_attention` | `(config)` | `MaskedCrossAttention` |
 | class_head | `class_head` | `(config)` | `LinearClassHead` |
 | mask_head | `mask_head` | `(config, facts)` | `ProductMaskHead` |
-| query_source | `query_source` | `(config)` | `ExtraQueries` |
+| query_source | `query_source` | `(config)` | `OneToManyQueries` |
 | assigner | `assigner` | `(config)` | `HungarianAssigner` |
 | class_loss | `class_loss` | `(config)` | `ClassCrossEntropy` |
 | loss_term | `mask_term`, `loss_terms` | `(config)` | `loss_terms.py` |
@@ -25,6 +25,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .assigners import HungarianAssigner
+from .assigners_steady import OneToManyAssigner, SharedAssigner, StableAssigner
+from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
@@ -32,7 +34,11 @@ from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_hybrid import HybridPixelDecoder
+from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
+from .query_source_denoising import DenoisingQueries
+from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 
@@ -47,13 +53,15 @@ def _masked_decoder(
 
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
-        "fpn": Part(FPNPixelDecoder.from_config),
+        "fpn": Part(FPNPixelDecoder.from_config, FPNPixelDecoder.check),
         "transformer_fpn": Part(
             TransformerFPNPixelDecoder.from_config, TransformerFPNPixelDecoder.check, ("TransformerEncoderLayer",)
         ),
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
+        "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -63,11 +71,22 @@ _TABLE: dict[str, dict[str, Part]] = {
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
     },
-    "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
+    "cross_attention": {
+        "softmax": Part(MaskedCrossAttention.from_config),
+        "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
     "mask_head": {"product": Part(ProductMaskHead.from_config)},
-    "query_source": {},
-    "assigner": {"hungarian": Part(HungarianAssigner.from_config)},
+    "query_source": {
+        "denoising": Part(DenoisingQueries, DenoisingQueries.check),
+        "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),
+    },
+    "assigner": {
+        "hungarian": Part(HungarianAssigner.from_config),
+        "shared": Part(SharedAssigner.from_config),
+        "stable": Part(StableAssigner.from_config),
+        "one_to_many": Part(OneToManyAssigner.from_config, OneToManyAssigner.check),
+    },
     "class_loss": {"cross_entropy": Part(ClassCrossEntropy.from_config)},
     "loss_term": {
         "focal": Part(lambda config: FocalLoss()),
