@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
     "task": TASKS,
-    "backbone_pyramid": (None, "simple"),
+    "backbone_pyramid": (None, "simple", "tokens"),
 }
 
 
@@ -42,24 +42,28 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             R50c and R101c.
         backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
             map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
-            for backbones that have such maps themselves.
+            for backbones that have such maps themselves. `"tokens"` are the tokens of a DINOv2 or DINOv3 as they are,
+            for `transformer_decoder="joint"`; `backbone_config` then has the blocks below it.
         freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
             mode also in training.
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels.
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels; `"none"` in
+            front of `transformer_decoder="joint"`.
         feature_size: Width C of the pixel decoder, a multiple of 32.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
         transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
-            turn, within the masks of the layer before.
+            turn, within the masks of the layer before; or `"joint"`, EoMT's, the last `decoder_layers` blocks of the
+            vision transformer, which queries join.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
+            `"product_gelu"`, EoMT's, with another activation.
         query_source: A part that gives the transformer decoder extra queries in training; None for none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
@@ -237,6 +241,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
         for part in parts_of(self).values():
             part.check(self)
+        if self.backbone_pyramid == "tokens" and self.transformer_decoder != "joint":
+            raise ValueError(
+                "`backbone_pyramid='tokens'` makes no maps of strides 4 to 32, which "
+                f"`transformer_decoder={self.transformer_decoder!r}` needs: choose 'simple'."
+            )
         for name in self.loss_terms or {}:
             if name in (self.mask_term, "dice", "mask"):
                 raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")

@@ -69,6 +69,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
             progress=progress,
+            image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
         )
 
     def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:

@@ -27,13 +27,15 @@ from typing import Any
 from .assigners import HungarianAssigner
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
-from .mask_head import ProductMaskHead
+from .mask_head import GeluMaskHead, ProductMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_none import NoPixelDecoder
 from .prediction_head import LinearClassHead
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformer_decoder_joint import JointTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 
 
@@ -45,6 +47,12 @@ def _masked_decoder(
     return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
 
 
+def _joint_decoder(
+    config: Any, facts: Facts, memory: Facts, make_mask_head: Callable[[], Any]
+) -> JointTransformerDecoder:
+    return JointTransformerDecoder(config, memory, make_mask_head())
+
+
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
         "fpn": Part(FPNPixelDecoder.from_config),
@@ -54,6 +62,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "none": Part(NoPixelDecoder.from_config, NoPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -62,10 +71,11 @@ _TABLE: dict[str, dict[str, Part]] = {
             ("TransformerEncoderLayer", "DetrDecoderLayer"),
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
+        "joint": Part(_joint_decoder, JointTransformerDecoder.check, ("VitBlock",)),
     },
     "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config)},
+    "mask_head": {"product": Part(ProductMaskHead.from_config), "product_gelu": Part(GeluMaskHead.from_config)},
     "query_source": {},
     "assigner": {"hungarian": Part(HungarianAssigner.from_config)},
     "class_loss": {"cross_entropy": Part(ClassCrossEntropy.from_config)},
