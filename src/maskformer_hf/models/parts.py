@@ -29,17 +29,19 @@ from .assigners_steady import OneToManyAssigner, SharedAssigner, StableAssigner
 from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
-from .mask_head import ProductMaskHead
+from .mask_head import GeluMaskHead, ProductMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .pixel_decoder_hybrid import HybridPixelDecoder
 from .pixel_decoder_pem import PEMPixelDecoder
+from .pixel_decoder_none import NoPixelDecoder
 from .prediction_head import LinearClassHead
 from .query_source_denoising import DenoisingQueries
 from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformer_decoder_joint import JointTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 
 
@@ -49,6 +51,12 @@ def _masked_decoder(
     cross_attention = part_of("cross_attention", config.cross_attention)
     cross_attentions = [cross_attention.build(config) for _ in range(config.decoder_layers)]
     return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
+
+
+def _joint_decoder(
+    config: Any, facts: Facts, memory: Facts, make_mask_head: Callable[[], Any]
+) -> JointTransformerDecoder:
+    return JointTransformerDecoder(config, memory, make_mask_head())
 
 
 _TABLE: dict[str, dict[str, Part]] = {
@@ -62,6 +70,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         ),
         "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
         "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
+        "none": Part(NoPixelDecoder.from_config, NoPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -70,13 +79,14 @@ _TABLE: dict[str, dict[str, Part]] = {
             ("TransformerEncoderLayer", "DetrDecoderLayer"),
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
+        "joint": Part(_joint_decoder, JointTransformerDecoder.check, ("VitBlock",)),
     },
     "cross_attention": {
         "softmax": Part(MaskedCrossAttention.from_config),
         "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
     },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config)},
+    "mask_head": {"product": Part(ProductMaskHead.from_config), "product_gelu": Part(GeluMaskHead.from_config)},
     "query_source": {
         "denoising": Part(DenoisingQueries, DenoisingQueries.check),
         "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),
