@@ -35,8 +35,8 @@ from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .pixel_decoder_hybrid import HybridPixelDecoder
-from .pixel_decoder_pem import PEMPixelDecoder
 from .pixel_decoder_none import NoPixelDecoder
+from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
 from .query_source_denoising import DenoisingQueries
 from .query_source_one_to_many import OneToManyQueries
