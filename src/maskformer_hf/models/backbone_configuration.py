@@ -8,8 +8,10 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 NUM_FEATURE_LEVELS = 4
 
 
-def complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTrainedConfig:
-    """The configuration object of the backbone, with four output features and the model's number of channels."""
+def complete_backbone_config(
+    backbone_config: Any, num_channels: int, num_maps: int = NUM_FEATURE_LEVELS
+) -> PreTrainedConfig:
+    """The configuration object of the backbone, with its last `num_maps` maps and the model's number of channels."""
     if backbone_config is None:
         backbone_config = {"model_type": "resnet"}
     if isinstance(backbone_config, dict):
@@ -29,7 +31,7 @@ def complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTrai
     if len(backbone_config.out_indices or ()) > 1:
         return backbone_config
     if backbone_config.model_type == "timm_backbone":
-        backbone_config.out_indices = list(range(-NUM_FEATURE_LEVELS, 0))
+        backbone_config.out_indices = list(range(-num_maps, 0))
         return backbone_config
     stage_names = [name for name in backbone_config.stage_names if name != "stem"]
     if len(stage_names) < NUM_FEATURE_LEVELS:
@@ -37,5 +39,5 @@ def complete_backbone_config(backbone_config: Any, num_channels: int) -> PreTrai
             f"A {backbone_config.model_type!r} backbone with {len(stage_names)} stages has too few: the pixel decoder "
             f"needs {NUM_FEATURE_LEVELS} feature maps, at strides 4, 8, 16 and 32."
         )
-    backbone_config.out_features = stage_names[-NUM_FEATURE_LEVELS:]
+    backbone_config.out_features = stage_names[-num_maps:]
     return backbone_config
