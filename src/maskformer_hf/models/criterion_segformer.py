@@ -1,8 +1,8 @@
 """Panoptic SegFormer's loss (https://arxiv.org/abs/2109.03814, section 3.5): boxes first, then masks.
 
 Things are matched by class and box in every location layer. The queries matched in the last one get masks, and are
-matched once more by class, box and mask. Stuff query j is taught stuff class j. Where paper and code differ, it is as in
-the code.
+matched once more by class, box and mask. Stuff query j is taught stuff class j. Where paper and code differ, this
+follows the code.
 
 Shapes: L location layers, Q queries, N things, K classes, J + 1 layers of masks, Z stuff classes, H W pixels.
 """
