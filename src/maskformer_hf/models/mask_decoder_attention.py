@@ -187,7 +187,7 @@ class ThingAndStuffMasks(Masks):
         self.cells = cells
         self.stuff_BSHW = stuff_BSHW
         num_queries = things_BQC.shape[1] + stuff_BSHW.shape[1]
-        self.shape = torch.Size((1, len(things_BQC), num_queries, *stuff_BSHW.shape[-2:]))
+        self.shape = torch.Size((1, things_BQC.shape[0], num_queries, *stuff_BSHW.shape[-2:]))
         self.device = things_BQC.device
 
     def layer(self, layer: int) -> torch.Tensor:

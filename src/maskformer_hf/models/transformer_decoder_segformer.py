@@ -204,7 +204,7 @@ class PanopticSegFormerDecoder(nn.Module):
         num_cells = sum(height * width for height, width in sizes[:NUM_MASK_LEVELS])
         cells = Cells(memory_BSC[:, :num_cells], sizes[:NUM_MASK_LEVELS])
         stuff_queries, stuff_masks = self.stuff_masks(
-            self.stuff_features.weight.expand(len(memory_BSC), -1, -1),
+            self.stuff_features.weight.expand(memory_BSC.shape[0], -1, -1),
             cells,
             ask.every_layer,
             self.stuff_position.weight,
@@ -237,8 +237,8 @@ class PanopticSegFormerDecoder(nn.Module):
     def locate(self, memory_BSC: torch.Tensor, plan: SamplingPlan, ask: Ask) -> Located:
         """The location decoder: each layer corrects the box that the one before found."""
         position_QC = self.query_position.weight
-        queries_BQC = self.query_features.weight.expand(len(memory_BSC), -1, -1)
-        reference = self.reference_points(position_QC).sigmoid().expand(len(memory_BSC), -1, -1)
+        queries_BQC = self.query_features.weight.expand(memory_BSC.shape[0], -1, -1)
+        reference = self.reference_points(position_QC).sigmoid().expand(memory_BSC.shape[0], -1, -1)
         found = Located([], [], [], [])
         for layer, predict in zip(self.layers[: ask.num_decoder_layers], self.box_predictors, strict=False):
             queries_BQC, *weights = layer(queries_BQC, position_QC, memory_BSC, reference, plan, ask.need_weights)
