@@ -25,8 +25,7 @@ What `build` is called with, and what it has to make, is told by the docstring o
 from collections.abc import Callable
 from typing import Any
 
-from .assigners import HungarianAssigner
-from .assigners_steady import OneToManyAssigner, SharedAssigner, StableAssigner
+from .assigners import HungarianAssigner, OneToManyAssigner, SharedAssigner, StableAssigner
 from .criterion_segformer import SegFormerCriterion
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
