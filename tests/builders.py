@@ -62,6 +62,13 @@ def convnext(*hidden_sizes: int, **fields: Any) -> dict[str, Any]:
     return {"model_type": "convnext", "hidden_sizes": widths, "depths": [1, 1, 1, 1], **fields}
 
 
+def vit(model_type: str = "dinov2", *, patch_size: int = 14, image_size: int = 56, **fields: Any) -> dict[str, Any]:
+    """A plain vision transformer: `dinov2`, `dinov2_with_registers`, `dinov3_vit`, `vit`, `beit`, ..."""
+    widths: dict[str, Any] = {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 48}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return {"model_type": model_type, "patch_size": patch_size, "image_size": image_size, **sizes, **widths, **fields}
+
+
 def timm_backbone(name: str = "test_efficientnet", **fields: Any) -> dict[str, Any]:
     """A backbone of timm, which has tiny ones for tests: `test_efficientnet`, `test_convnext`, `test_vit`."""
     return {"model_type": "timm_backbone", "backbone": name, **fields}

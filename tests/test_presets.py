@@ -115,6 +115,15 @@ VIDEO_PARAMETERS = {
 }
 PARAMETERS |= VIDEO_PARAMETERS
 
+# The same of PEM. Cityscapes' backbones have trained BatchNorm.
+PEM_PARAMETERS = {
+    "pem_resnet50_ade20k": 35_513_128,
+    "pem_resnet50_ade20k_panoptic": 35_513_128,
+    "pem_resnet50_cityscapes": 35_532_581,
+    "pem_resnet50_cityscapes_panoptic": 35_532_581,
+}
+PARAMETERS |= PEM_PARAMETERS
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
@@ -128,7 +137,7 @@ def count_parameters(config) -> int:
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
     # Some tables have two Swin-B, which are one preset.
-    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 + 3 + 2 * 6
+    assert len(PRESETS) - len(PEM_PARAMETERS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 + 3 + 2 * 6
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -179,7 +188,7 @@ def test_labels_task_and_thresholds(name):
     if name in SEGFORMER_PARAMETERS:
         expected, least_left = 0.3 if "swin" in name else 0.25, 0.6
     assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, least_left)
-    assert config.intersect_with_mask == name.startswith(("mask2former", "mpformer"))
+    assert config.intersect_with_mask == name.startswith(("mask2former", "mpformer", "pem"))
     if config.task == "instance":
         first = {"coco": "person", "cityscapes": "person", "ade20k": "bed"}
         assert config.id2label[0] == next(label for dataset, label in first.items() if dataset in name)

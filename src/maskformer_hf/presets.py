@@ -1,5 +1,6 @@
 """The configurations in the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and in Mask2Former's model zoo
-(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), by name.
+(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), and PEM's with a ResNet
+(https://arxiv.org/abs/2402.19422), by name.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -54,6 +55,18 @@ MASK2FORMER: dict[str, Any] = {
     "class_weight": 2.0,
     "mask_weight": 5.0,
     "dice_weight": 5.0,
+}
+
+# The fields that turn a configuration into a PEM (https://arxiv.org/abs/2402.19422).
+PEM_PARTS = {"pixel_decoder": "pem", "cross_attention": "prototype"}
+PEM: dict[str, Any] = {
+    **MASK2FORMER,
+    **PEM_PARTS,
+    "encoder_ffn_dim": None,
+    "feature_size": 128,
+    "decoder_layers": 6,
+    "pre_norm": True,
+    "enforce_input_projection": True,
 }
 
 # The fields that turn a Mask2Former into an MP-Former (https://arxiv.org/abs/2303.07336), as its code trains it: labels
@@ -274,6 +287,22 @@ SEGFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
 }
 
 
+# --- PEM with a ResNet; its STDC backbones are not among those of transformers and timm ------------------------------
+
+
+def _pem(dataset: str, **fields: Any) -> MaskFormerHfConfig:
+    # The backbones for Cityscapes were trained with SyncBN.
+    return _maskformer("resnet50", dataset, freeze_batch_norm=dataset != "cityscapes_19", **PEM, **fields)
+
+
+PEM_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    "pem_resnet50_ade20k": partial(_pem, "ade20k_150", task="semantic"),
+    "pem_resnet50_ade20k_panoptic": partial(_pem, "ade20k_150"),
+    "pem_resnet50_cityscapes": partial(_pem, "cityscapes_19", task="semantic"),
+    "pem_resnet50_cityscapes_panoptic": partial(_pem, "cityscapes_19"),
+}
+
+
 # --- Mask2Former-VIS, 40 classes -------------------------------------------------------------------------------------
 
 
@@ -296,6 +325,7 @@ PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     **MASKFORMER_PRESETS,
     **PER_PIXEL_PRESETS,
     **MASK2FORMER_PRESETS,
+    **PEM_PRESETS,
     **MPFORMER_PRESETS,
     **SEGFORMER_PRESETS,
     **VIDEO_PRESETS,
@@ -319,7 +349,7 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines only to the largest of the batch.
         options["size_divisor"] = 0
-    if name in MASK2FORMER_PRESETS or name in MPFORMER_PRESETS:
+    if name in {**MASK2FORMER_PRESETS, **MPFORMER_PRESETS, **PEM_PRESETS}:
         # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
     options |= {"num_labels": config.num_labels, **facts_of(config)}

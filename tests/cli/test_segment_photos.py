@@ -75,7 +75,7 @@ def test_several_photos_and_folders_show_progress_and_give_one_picture_each(segm
     assert "Segmenting: 100%" in result.stderr
     # What was written is not taken for a photo, even inside the folder of photos.
     again = segment("photos", "--output", "photos/drawn")
-    once_more = segment("photos", "--output", "photos/drawn")
+    once_more = segment("photos", "--output", "photos/drawn", "--overwrite")
     assert again.stdout.count("->") == once_more.stdout.count("->") == 3
 
 
@@ -176,3 +176,13 @@ def test_a_broken_checkpoint_is_one_line(run, tiny_checkpoint, photo_paths, tmp_
         folder = shutil.copytree(tiny_checkpoint, tmp_path / f"broken {name}")
         (folder / name).write_bytes(content)
         assert name.split(".")[0] in one_line_error(run("segment", photo_paths[0], "--checkpoint", folder))
+
+
+def test_fewer_layers_are_run(segment, photo_paths):
+    found = [
+        json.loads(segment(photo_paths[0], "--json", "--task", "semantic", *layers).stdout)
+        for layers in ((), ("--inference-layers", "1"))
+    ]
+    assert found[0][0]["segments"] != found[1][0]["segments"]
+    result = segment(photo_paths[0], "--json", "--inference-layers", "99")
+    assert "`inference_layers` must be 1 to `decoder_layers`=" in one_line_error(result)

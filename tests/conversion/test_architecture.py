@@ -23,6 +23,7 @@ CHECKPOINTS = {
     "perpixel_plus_swin": "state_dict.safetensors",
     "mask2former_swin": "model_zoo_style.pkl",
     "mask2former_video_swin": "state_dict.safetensors",
+    "pem_r50": "state_dict.safetensors",
 }
 # One network of those that differ in their classes alone.
 NETWORKS = [
@@ -45,6 +46,7 @@ NETWORKS = [
     "mask2former_swin_large_coco_panoptic",
     "mask2former_swin_large_cityscapes",
     "mpformer_resnet50_coco_panoptic",
+    "pem_resnet50_ade20k",
 ]
 TINY = {
     "feature_size": 32,

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel
 
-from builders import swin, timm_backbone
+from builders import swin, timm_backbone, vit
 from maskformer_hf import MaskFormerConfig, MaskFormerForUniversalSegmentation, MaskFormerModel
 from tests.models.contract import NUM_LAYERS, Mask2FormerContract, ModelContract
 
@@ -43,6 +43,24 @@ class TestSwin(ModelContract):
 
 class TestTimm(ModelContract):
     backbone: ClassVar[dict[str, Any]] = timm_backbone()
+
+
+class TestPlainTransformer(ModelContract):
+    """DINOv2, whose patches have 14 pixels, below a pyramid."""
+
+    backbone: ClassVar[dict[str, Any]] = vit("dinov2")
+    fields: ClassVar[dict[str, Any]] = {"backbone_pyramid": "simple"}
+    untrained = ("mask_token",)
+    # transformers checks sizes against those of the positions, which a graph of any size cannot.
+    exports_any_size = False
+
+
+class TestFrozenTransformer(Mask2FormerContract):
+    """DINOv3, frozen: its training adds noise to positions, which would show."""
+
+    backbone: ClassVar[dict[str, Any]] = vit("dinov3_vit", patch_size=16)
+    fields: ClassVar[dict[str, Any]] = {"backbone_pyramid": "simple", "freeze_backbone": True}
+    untrained = ("backbone.body.",)
 
 
 class TestMask2Former(Mask2FormerContract):

@@ -229,6 +229,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tiny_checkpoint_dir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,6 +32,9 @@ MergingOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one).")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write over files that are there already; otherwise they are an error.")
+]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (if not given), bfloat16 or float16.")]
 
 

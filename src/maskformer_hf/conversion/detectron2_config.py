@@ -15,6 +15,7 @@ from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import processor_class_of
 from ..models.result_options import facts_of
 from ..models.transformers_layout import MASK2FORMER_PARTS
+from ..presets import PEM_PARTS
 
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 # What the original calls the backbone's maps of stride 4, 8, 16 and 32.
@@ -42,6 +43,8 @@ _FAMILIES = {
     "BasePixelDecoder": _Family("fpn", "detr", memory="res5"),
     "TransformerEncoderPixelDecoder": _Family("transformer_fpn", "detr", memory="transformer_encoder"),
     "MSDeformAttnPixelDecoder": _Family("deformable", "masked", memory="multi_scale_pixel_decoder"),
+    # PEM's name of a decoder is Mask2Former's, but it is not the same.
+    "PEM_Pixel_Decoder": _Family("pem", "masked", memory="multi_scale_pixel_decoder"),
 }
 
 
@@ -103,7 +106,8 @@ def _check_head(model: Mapping[str, Any]):
     heads = [_WITHOUT_QUERIES, "PerPixelBaselinePlusHead"] if is_per_pixel else ["MaskFormerHead"]
     _require("SEM_SEG_HEAD.NAME", head["NAME"], heads)
     _require("SEM_SEG_HEAD.IN_FEATURES", list(head["IN_FEATURES"]), [FEATURES])
-    _require("SEM_SEG_HEAD.NORM", head["NORM"], ["GN"])
+    is_pem = head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder"
+    _require("SEM_SEG_HEAD.NORM", head["NORM"], ["SyncBN", "BN"] if is_pem else ["GN"])
     pixel_decoders = ["MSDeformAttnPixelDecoder"] if architecture == "VideoMaskFormer" else list(_FAMILIES)
     _require("SEM_SEG_HEAD.PIXEL_DECODER_NAME", head["PIXEL_DECODER_NAME"], pixel_decoders)
     memory = _FAMILIES[head["PIXEL_DECODER_NAME"]].memory
@@ -152,19 +156,20 @@ def _mask2former_fields(model: Mapping[str, Any], is_video: bool) -> dict[str, A
     names = [name] if is_video else [name, f"{name}MaskDN"]
     _require("MASK_FORMER.TRANSFORMER_DECODER_NAME", former["TRANSFORMER_DECODER_NAME"], names)
     _require("SEM_SEG_HEAD.COMMON_STRIDE", head["COMMON_STRIDE"], [4])
-    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
-    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
-    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
-    return {
+    fields = {
         **MASK2FORMER_PARTS,
-        "encoder_levels": len(encoded),
-        "encoder_ffn_dim": DEFORMABLE_FFN_DIM,
         "class_weight": former["CLASS_WEIGHT"],
         "num_points": former["TRAIN_NUM_POINTS"],
         "oversample_ratio": former["OVERSAMPLE_RATIO"],
         "importance_sample_ratio": former["IMPORTANCE_SAMPLE_RATIO"],
         **(_denoising_fields(model) if former["TRANSFORMER_DECODER_NAME"] != name else {}),
     }
+    if head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder":
+        return {**fields, **PEM_PARTS}
+    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
+    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
+    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
+    return {**fields, "encoder_levels": len(encoded), "encoder_ffn_dim": DEFORMABLE_FFN_DIM}
 
 
 def _denoising_fields(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,16 @@ SWIN_NAMES = {
 }
 # Largest difference of logits in shares of the largest logit: more than any backbone's rounding, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
-# What both of transformers' models have in other slots.
-_PARTS = {"cross_attention": "softmax", "class_head": "linear", "mask_head": "product", "query_source": None}
+# What both of transformers' models have in other slots, and that they run all their layers.
+_PARTS = {
+    "cross_attention": "softmax",
+    "class_head": "linear",
+    "mask_head": "product",
+    "query_source": None,
+    "inference_layers": None,
+    "inference_encoder_layers": None,
+    "backbone_pyramid": None,
+}
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 
 Ours = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.result_options import TASKS, ResultOptions
-from .batches import evaluation_mode, padded_size, same_size_batches, slice_outputs
+from .batches import config_fields, evaluation_mode, padded_size, same_size_batches, slice_outputs
 from .images import ImageInput, ReadImage, image_size, read_image
 from .load import Model
 from .plans import Plan, Request, View, make_plan
@@ -34,6 +34,8 @@ class PredictOptions(TypedDict, total=False):
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
+    inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel decoder's
+        encoder, run. Fewer are faster, and less exact.
     """
 
     threshold: float | None
@@ -49,6 +51,8 @@ class PredictOptions(TypedDict, total=False):
     resize: Literal["logits", "scores"] | None
     tile_size: int | None
     tile_overlap: int | None
+    inference_layers: int | None
+    inference_encoder_layers: int | None
 
 
 @torch.inference_mode()
@@ -91,6 +95,7 @@ def predict(
             raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
     given: dict[str, Any] = {**options}
     tiling = Tiling.of(processor, given.pop("tile_size", None), given.pop("tile_overlap", None))
+    layers = {name: given.pop(name, None) for name in ("inference_layers", "inference_encoder_layers")}
     result_options = ResultOptions.of(model.config, check_task(task, model), **given)
     sources: Any = [images] if single else images
     requests = (
@@ -101,7 +106,7 @@ def predict(
             model.config.num_channels,
         )
     )
-    with evaluation_mode(model):
+    with evaluation_mode(model), config_fields(model, **layers):
         return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
 
+from .backbone_frozen import FreezableBackbone
+from .backbone_vit import PlainBackbone
 from .interfaces import Facts
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ _UNUSED_NORMS = {"bit": "bit.norm", "maskformer-swin": "model.layernorm", "swin"
 _NEW_WEIGHTS = ("hidden_states_norms.", "num_batches_tracked")
 
 
-class Backbone(nn.Module):
+class Backbone(FreezableBackbone):
     """
     Attributes:
         facts: Of the four feature maps, finest first. `output_stride` of a timm backbone replaces strides of its last
@@ -76,9 +78,9 @@ class Backbone(nn.Module):
             # Swin pads to whole patches itself, but resizes its position embeddings to the unpadded size.
             height, width = pixel_values.shape[-2:]
             pixel_values = F.pad(pixel_values, (0, -width % self.position_stride, 0, -height % self.position_stride))
-            features = self.body(pixel_values, interpolate_pos_encoding=True).feature_maps
+            features = self.run(pixel_values, interpolate_pos_encoding=True)
         else:
-            features = self.body(pixel_values).feature_maps
+            features = self.run(pixel_values)
         if self.is_channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         if not torch.compiler.is_compiling():
@@ -96,7 +98,7 @@ class Backbone(nn.Module):
                 f"The {self.body.config.model_type!r} backbone gives a feature map of shape {tuple(feature.shape)} for "
                 f"an image of {height}x{width} pixels; the pixel decoder needs {channels} channels at stride {stride}. "
                 f"Choose a backbone with maps of strides {self.facts.strides}, or the right ones by `out_features` or "
-                "`out_indices` of `backbone_config`."
+                "`out_indices` of `backbone_config`; for a vision transformer set `backbone_pyramid='simple'`."
             )
 
 
@@ -111,6 +113,18 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         weight, bias, mean, variance = (part.float() for part in statistics)
         scale = weight * (variance + self.eps).rsqrt()
         return torch.addcmul((bias - mean * scale)[:, None, None], input, scale[:, None, None])
+
+
+def make_backbone(config: Any) -> FreezableBackbone:
+    """The backbone of a model's configuration."""
+    backbone: FreezableBackbone
+    if config.backbone_pyramid is None:
+        backbone = Backbone(config.backbone_config, config.freeze_batch_norm, config.num_feature_maps)
+    else:
+        backbone = PlainBackbone(config.backbone_config, config.feature_size)
+    if config.freeze_backbone:
+        backbone.freeze()
+    return backbone
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -167,7 +181,7 @@ def pretrained_backbone_config(source: str) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(source)
 
 
-def load_pretrained_backbone(backbone: Backbone, source: str, weights_file: str | None = None) -> int:
+def load_pretrained_backbone(backbone: FreezableBackbone, source: str, weights_file: str | None = None) -> int:
     """Fill `backbone` with the pretrained weights of `source` and return how many tensors were loaded.
 
     The first convolution is adapted to another number of input channels, see [`adapt_input_channels`].
@@ -224,7 +238,8 @@ def _timm_weights(name: str, weights_file: str | None, own: Mapping[str, torch.T
 def _transformers_weights(body: Any, source: str, weights_file: str | None) -> dict[str, torch.Tensor]:
     """Weights of a transformers model under the names its backbone class has for them; those not found are left out."""
     config = AutoConfig.from_pretrained(source)
-    config.out_features = body.out_features
+    if hasattr(body, "out_features"):
+        config.out_features = body.out_features
     pretrained, info = type(body).from_pretrained(
         None if weights_file else source,
         config=config,

@@ -9,9 +9,12 @@ NUM_FEATURE_LEVELS = 4
 
 
 def complete_backbone_config(
-    backbone_config: Any, num_channels: int, num_maps: int = NUM_FEATURE_LEVELS
+    backbone_config: Any, num_channels: int, pyramid: str | None = None, num_maps: int = NUM_FEATURE_LEVELS
 ) -> PreTrainedConfig:
-    """The configuration object of the backbone, with its last `num_maps` maps and the model's number of channels."""
+    """The configuration object of the backbone, with its output features and the model's number of channels.
+
+    There are `num_maps` output features, the last ones; below a pyramid only the last one.
+    """
     if backbone_config is None:
         backbone_config = {"model_type": "resnet"}
     if isinstance(backbone_config, dict):
@@ -28,6 +31,14 @@ def complete_backbone_config(
     for name, value in list(vars(backbone_config).items()):
         if isinstance(value, tuple):
             setattr(backbone_config, name, list(value))
+    if pyramid is not None:
+        return _complete_plain(backbone_config, pyramid)
+    if _is_plain(backbone_config):
+        raise ValueError(
+            f"All maps of a {backbone_config.model_type!r} backbone have the stride of its patches, "
+            f"{backbone_config.patch_size}, but the pixel decoder needs strides 4, 8, 16 and 32: set "
+            "`backbone_pyramid='simple'`."
+        )
     if len(backbone_config.out_indices or ()) > 1:
         return backbone_config
     if backbone_config.model_type == "timm_backbone":
@@ -41,3 +52,30 @@ def complete_backbone_config(
         )
     backbone_config.out_features = stage_names[-num_maps:]
     return backbone_config
+
+
+def _is_plain(config: Any) -> bool:
+    """Whether a transformers configuration is one of a plain vision transformer, without a pyramid of its own."""
+    is_transformer = getattr(config, "patch_size", None) is not None and hasattr(config, "num_hidden_layers")
+    return is_transformer and not hasattr(config, "depths") and not getattr(config, "add_fpn", False)
+
+
+def _complete_plain(config: Any, pyramid: str) -> PreTrainedConfig:
+    indices = list(getattr(config, "out_indices", None) or ())
+    if config.model_type == "timm_backbone":
+        config.out_indices = indices or [-1]
+        return config
+    if not _is_plain(config):
+        raise ValueError(
+            f"`backbone_pyramid={pyramid!r}` is for plain vision transformers, whose maps all have the stride of their "
+            f"patches; {config.model_type!r} is none: leave `backbone_pyramid` at None."
+        )
+    sides = set(config.patch_size) if isinstance(config.patch_size, list) else {config.patch_size}
+    if len(sides) > 1:
+        raise ValueError(f"`patch_size` of `backbone_config` must be square, got {config.patch_size}.")
+    if indices and max(index % (config.num_hidden_layers + 1) for index in indices) < config.num_hidden_layers:
+        raise ValueError(
+            f"`out_indices` {indices} of `backbone_config` leave out the last of {config.num_hidden_layers} blocks, "
+            "which would be computed for nothing: set `num_hidden_layers` to the deepest of them."
+        )
+    return config

@@ -15,7 +15,6 @@ from .assembly import outside_parts, parts_of
 from .assigner_stuff import check_stuff
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
-from .layers import NUM_NORM_GROUPS
 from .parts import part_of
 from .pixel_decoder_encoder import NUM_BACKBONE_MAPS
 from .remote_code import IS_REMOTE, CheckpointMixin
@@ -31,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_values": MASK_VALUES,
     "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
+    "backbone_pyramid": (None, "simple"),
 }
 
 
@@ -44,23 +44,36 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             stages are used. A `resnet` one also understands `stem_type="deep"` (three 3x3 convolutions in place of
             the 7x7 one) and `multi_grid=[1, 2, 4]` (dilations of the last stage), which together make the paper's
             R50c and R101c.
+        backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
+            map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
+            for backbones that have such maps themselves.
+        freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
+            mode also in training.
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
-        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels; or
-            `"encoder"`, such an encoder of strides 8 to 64 without a pyramid.
-        feature_size: Width C of the pixel decoder, a multiple of 32.
+        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
+            `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
+            convolutions; or `"encoder"`, deformable attention among strides 8 to 64 without a pyramid.
+        feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
-        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
+        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
+            RT-DETR has 1.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
         encoder_norm_groups: Groups of the norms in front of the encoder of `pixel_decoder="encoder"`.
+        encoder_exits: Train `pixel_decoder="deformable"` to be left early, as ECO-M2F: for each encoder layer but the
+            last, the weight of the loss of the predictions that are made of its maps; 0 where there are none to be.
+        inference_encoder_layers, inference_layers: So many layers of the pixel decoder's encoder, or of the transformer
+            decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
+            what the auxiliary prediction of that layer is.
         transformer_decoder: `"detr"`; `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before; or `"panoptic_segformer"`, a decoder of the boxes of things and
             two whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`.
         thing_mask_layers, stuff_mask_layers: Blocks of these two decoders.
-        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
+        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
+            most similar cell.
         class_head: What classifies queries: `"linear"`.
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
         query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
@@ -141,6 +154,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     starts_from: ClassVar[tuple[str, ...]] = ()
 
     backbone_config: dict | PreTrainedConfig | None = None
+    backbone_pyramid: str | None = None
+    freeze_backbone: bool = False
     num_channels: int = 3
     freeze_batch_norm: bool = True
 
@@ -150,6 +165,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_layers: int = 6
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
+    encoder_exits: list[float | int] | tuple[float | int, ...] | None = None
+    inference_encoder_layers: int | None = None
 
     encoder_norm_groups: int = 32
 
@@ -176,6 +193,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     ffn_dim: int = 2048
     dropout: float | int = 0.1
     decoder_layers: int = 6
+    inference_layers: int | None = None
     decoder_encoder_layers: int = 0
     pre_norm: bool = False
     enforce_input_projection: bool = False
@@ -219,7 +237,9 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
                 f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
-        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels, self.num_feature_maps)
+        self.backbone_config = complete_backbone_config(
+            self.backbone_config, self.num_channels, self.backbone_pyramid, self.num_feature_maps
+        )
         super().__post_init__(**kwargs)
         # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
@@ -281,17 +301,18 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         for name, choices in {**CHOICES, "task": self.tasks}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
+        sizes = "num_labels", "num_channels", "feature_size", "mask_feature_size", "decoder_layers", "num_queries"
+        for name in (*sizes, "num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.feature_size < 1 or self.feature_size % NUM_NORM_GROUPS:
-            raise ValueError(
-                f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {self.feature_size}."
-            )
         if not 1 <= self.encoder_levels <= NUM_FEATURE_LEVELS:
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        for name, layers in (("inference_layers", "decoder_layers"), ("inference_encoder_layers", "encoder_layers")):
+            stop, count = getattr(self, name), getattr(self, layers)
+            if stop is not None and not 1 <= stop <= count:
+                raise ValueError(f"`{name}` must be 1 to `{layers}`={count}, or None for all of them, got {stop}.")
         for part in parts_of(self).values():
             part.check(self)
         check_stuff(self)

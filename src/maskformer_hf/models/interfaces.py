@@ -57,12 +57,14 @@ class PixelDecoderOutput(NamedTuple):
     attentions: Attention weights of each encoder layer, (B, heads, S, S), or of deformable attention (B, heads, cells
         of all levels, points that each looks at), if asked for.
     exits: The same after earlier encoder layers, in their order, where those are trained to predict as well.
+    weight: What the loss of an exit is multiplied by.
     """
 
     embeddings: torch.Tensor
     memory: tuple[torch.Tensor, ...]
     attentions: tuple[torch.Tensor, ...] | None = None
     exits: tuple["PixelDecoderOutput", ...] = ()
+    weight: float = 1.0
 
 
 class Encoded(NamedTuple):

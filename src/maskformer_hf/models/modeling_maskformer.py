@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .assembly import make_criterion, make_head, make_pixel_decoder, make_query_source, make_transformer_decoder
-from .backbone import Backbone
+from .backbone import make_backbone
 from .configuration_maskformer import MaskFormerHfConfig
 from .interfaces import Ask, Decoded, Encoded, ExtraQueries
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
@@ -26,8 +26,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        backbone_config: Any = config.backbone_config
-        self.backbone = Backbone(backbone_config, config.freeze_batch_norm, config.num_feature_maps)
+        self.backbone: Any = make_backbone(config)
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
@@ -70,6 +69,8 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
+            num_encoder_layers=None if self.training else self.config.inference_encoder_layers,
+            num_decoder_layers=None if self.training else self.config.inference_layers,
             progress=progress,
         )
 

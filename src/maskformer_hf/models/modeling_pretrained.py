@@ -89,6 +89,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
             wanted = type(model.config).from_dict(model.config.to_dict(), **labels)
         if wanted is not None:
             model.change_labels(wanted)
+        model.base_model.backbone.stop_gradients()
         return loaded
 
     @classmethod
@@ -120,6 +121,13 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def progress(self) -> float:
         """How far training is; 1 in evaluation."""
         return self.training_progress if self.training else 1.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the pixel decoder: a frozen backbone may have fewer bits."""
+        pixel_decoder: Any = getattr(self.base_model, "pixel_decoder", None)
+        parameter = None if pixel_decoder is None else next(pixel_decoder.parameters(), None)
+        return super().dtype if parameter is None else parameter.dtype
 
     def complete_folder(self, folder: Path):
         # The processor beside reads results by what the model's configuration says of them.

@@ -27,6 +27,7 @@ from typing import Any
 
 from .assigners import HungarianAssigner, OneToManyAssigner, SharedAssigner, StableAssigner
 from .criterion_segformer import SegFormerCriterion
+from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import ProductMaskHead
@@ -35,6 +36,8 @@ from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_encoder import EncodedMaps
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_hybrid import HybridPixelDecoder
+from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
 from .query_source_denoising import DenoisingQueries
 from .query_source_one_to_many import OneToManyQueries
@@ -53,7 +56,7 @@ def _masked_decoder(
 
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
-        "fpn": Part(FPNPixelDecoder.from_config),
+        "fpn": Part(FPNPixelDecoder.from_config, FPNPixelDecoder.check),
         "transformer_fpn": Part(
             TransformerFPNPixelDecoder.from_config, TransformerFPNPixelDecoder.check, ("TransformerEncoderLayer",)
         ),
@@ -61,6 +64,8 @@ _TABLE: dict[str, dict[str, Part]] = {
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
         "encoder": Part(EncodedMaps.from_config, EncodedMaps.check, ("DeformableEncoderLayer",)),
+        "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
+        "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -73,7 +78,10 @@ _TABLE: dict[str, dict[str, Part]] = {
             PanopticSegFormerDecoder, PanopticSegFormerDecoder.check, ("LocationLayer", "MaskBlock")
         ),
     },
-    "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
+    "cross_attention": {
+        "softmax": Part(MaskedCrossAttention.from_config),
+        "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
     "mask_head": {"product": Part(ProductMaskHead.from_config)},
     "query_source": {

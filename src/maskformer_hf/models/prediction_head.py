@@ -88,7 +88,10 @@ class PredictionHead(nn.Module):
         sets: list[PredictionSet] = []
         for number, (output, pixels) in enumerate(exits[:-1], start=1):
             own = output.sets or self._sets(output, pixels, encoded.features, None, ask)
-            sets += [predictions._replace(name=f"exit{number}_{predictions.name}") for predictions in own]
+            sets += [
+                predictions._replace(name=f"exit{number}_{predictions.name}", weight=predictions.weight * pixels.weight)
+                for predictions in own
+            ]
         output, pixels = exits[-1]
         sets += output.sets or self._sets(output, pixels, encoded.features, decoded.extra, ask)
         return sets

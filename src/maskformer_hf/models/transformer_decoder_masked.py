@@ -36,8 +36,11 @@ class MaskedCrossAttention(PackedAttention):
 
     A cross-attention takes positioned queries (B, R, C), a `MemoryLevel` and which cells each query may attend to,
     (B, R, S) or, head by head, (B, heads, R, S) bool with at least one cell each. It returns the update of the queries,
-    and weights if asked for.
+    and weights if asked for. One that normalises the queries itself says so by `has_query_norm`: the layer then has no
+    norm there.
     """
+
+    has_query_norm = False
 
     @classmethod
     def from_config(cls, config: Any) -> "MaskedCrossAttention":
@@ -56,7 +59,8 @@ class MaskedDecoderLayer(TransformerLayer):
     def __init__(self, sizes: LayerSizes, cross_attention: nn.Module):
         super().__init__(sizes)
         self.cross_attn = cross_attention
-        self.cross_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        has_own_norm = getattr(cross_attention, "has_query_norm", False)
+        self.cross_attn_norm = nn.Identity() if has_own_norm else nn.LayerNorm(sizes.hidden_size)
         self.self_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
         self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
         self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
@@ -134,7 +138,7 @@ class MaskedTransformerDecoder(nn.Module):
             )
 
     def init_weights(self):
-        init_convolutions(self)
+        init_convolutions(self.input_projections)
         for embedding in (self.level_embedding, self.query_features, self.query_position):
             if embedding is not None:
                 init.normal_(embedding.weight)
