@@ -81,6 +81,24 @@ MPFORMER: dict[str, Any] = {
     "denoising_label_noise": 0.2,
 }
 
+# The fields that turn a configuration into a Panoptic SegFormer (https://arxiv.org/abs/2109.03814).
+PANOPTIC_SEGFORMER: dict[str, Any] = {
+    "pixel_decoder": "encoder",
+    "transformer_decoder": "panoptic_segformer",
+    "criterion": "panoptic_segformer",
+    "ffn_dim": 1024,
+    "num_queries": 300,
+    "class_weight": 2.0,
+    "dice_weight": 2.0,
+    "class_scores": "sigmoid",
+    "mask_values": "linear",
+    "panoptic_merging": "mask_wise",
+    "object_mask_threshold": 0.25,
+    # A thing may be covered by two fifths, stuff by one.
+    "overlap_mask_area_threshold": 0.6,
+    "stuff_overlap_mask_area_threshold": 0.8,
+}
+
 # Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` fit the segmentation maps
 # that come with the data (for ADE20K-Full and COCO-Stuff-10k: those that the original's preparation makes).
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -244,6 +262,33 @@ MPFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
 }
 
 
+# --- Panoptic SegFormer ----------------------------------------------------------------------------------------------
+
+# Its Swin-L is pretrained with 224 pixels.
+_SEGFORMER_BACKBONES = {
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "swin_large": {**SWIN_LARGE, "window_size": 7, "image_size": 224},
+}
+
+
+def _panoptic_segformer(backbone: str) -> MaskFormerHfConfig:
+    fields = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
+    config = _maskformer("resnet50", "coco_panoptic_133")
+    return MaskFormerHfConfig(
+        backbone_config=deepcopy(_SEGFORMER_BACKBONES[backbone]),
+        **_labels("coco_panoptic_133"),
+        label_ids_to_fuse=config.label_ids_to_fuse,
+        **fields,
+    )
+
+
+SEGFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"panoptic_segformer_{backbone}_coco_panoptic": partial(_panoptic_segformer, backbone)
+    for backbone in _SEGFORMER_BACKBONES
+}
+
+
 # --- PEM with a ResNet; its STDC backbones are not among those of transformers and timm ------------------------------
 
 
@@ -354,6 +399,7 @@ PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     **MASK2FORMER_PRESETS,
     **PEM_PRESETS,
     **MPFORMER_PRESETS,
+    **SEGFORMER_PRESETS,
     **VIDEO_PRESETS,
     **EOMT_PRESETS,
 }
