@@ -11,7 +11,7 @@ from maskformer_hf import MaskFormerConfig
 from maskformer_hf.models import assembly, dense_workspace, matcher, parts
 from maskformer_hf.models.at_once import AtOnce
 from maskformer_hf.models.interfaces import Ask, Attended, ExtraQueries, PixelDecoderOutput
-from maskformer_hf.models.mask_head_dynamic import SHAPES, SIZES, DynamicMasks, Networks, middles
+from maskformer_hf.models.mask_head_dynamic import SHAPES, SIZES, DynamicMaskHead, DynamicMasks, Networks, middles
 from maskformer_hf.models.masks import DenseMasks
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.models.part import Part
@@ -105,7 +105,7 @@ def test_off_they_leave_no_trace():
     [
         (
             {"query_relations": "boxes"},
-            r"`query_relations`='boxes' needs the masks of each layer, which `transformer_decoder`='detr' does not",
+            r"`query_relations`='boxes' is made of the masks before each layer of .*'masked', got 'detr': choose that",
         ),
         ({"query_relations": "graph"}, r"`query_relations` must be one of \[None, 'boxes', 'masks'\], got 'graph'"),
         ({"boundary_blocks": -1}, r"`boundary_blocks` must be 0 \(none\) or more, got -1"),
@@ -246,6 +246,13 @@ def dynamic_masks(num_frames=None) -> DynamicMasks:
     queries = torch.randn(2, 2, 5, 32, generator=torch.manual_seed(5))
     with torch.no_grad():
         return head.masks(head(queries), pixels, Ask(num_frames=num_frames))
+
+
+def test_dynamic_masks_need_products():
+    config = tiny_config()
+    config.transformer_decoder = "joint"
+    with pytest.raises(ValueError, match=r"`mask_head`='dynamic' adds to products, .*'joint' has masks of its own"):
+        DynamicMaskHead.check(config)
 
 
 @pytest.mark.parametrize("num_frames", [None, 3])

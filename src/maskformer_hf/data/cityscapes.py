@@ -37,12 +37,17 @@ def cityscapes(root: str | Path, split: str, task: Task | None = None) -> IdMaps
     photos = files_in(root / "leftImg8bit" / split, ("_leftimg8bit.png",), deep=True)
     if not photos:
         raise ValueError(f"{root / 'leftImg8bit' / split} holds no *_leftImg8bit.png; splits are train, val and test")
-    files = []
-    for photo in photos:
-        place = photo.relative_to(root / "leftImg8bit")
-        files.append((photo, root / "gtFine" / place.with_name(photo.name[:-15] + f"gtFine_{kind}.png")))
     listings = Folders()
-    if missing := [path for _, path in files if not listings.has(str(path))]:
+    files, missing = [], []
+    for photo in photos:
+        place = photo.relative_to(root / "leftImg8bit").with_name(photo.name[:-15] + f"gtFine_{kind}.png")
+        expected = root / "gtFine" / place
+        found = expected if listings.has(str(expected)) else listings.similar(expected)
+        if found is None:
+            missing.append(expected)
+        else:
+            files.append((photo, found))
+    if missing:
         raise ValueError(f"{len(missing)} photos of {root} have no {kind}, first {named(missing)}; unpack gtFine there")
     classes = [item for item in class_list("cityscapes_19") if task != "instance" or item[1]]
     return IdMaps(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..models.image_files import files_in
 from .coco import CocoInstances, sample_of_numbers
-from .file_finder import by_stem, named
+from .file_finder import by_stem, first_file, named
 from .files import read_id_map, read_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths
@@ -132,11 +132,11 @@ class CocoInstancesAndStuff(RecordReader):
 
 def _png_class_names(folder: Path) -> dict[int, str] | None:
     """Name by id from classes.txt; None without such a file."""
-    for path in (folder / "classes.txt", folder.resolve().parent / "classes.txt"):
-        if path.is_file():
-            names = read_lines(path)
-            repeated = [name for name, count in Counter(names).items() if count > 1 and name.lower() not in VOID_NAMES]
-            if repeated:
-                raise ValueError(f"{path} names {repeated} more than once; only void may stand for several ids")
-            return dict(enumerate(names))
-    return None
+    path = first_file((folder, folder.resolve().parent), ["classes.txt"])
+    if path is None:
+        return None
+    names = read_lines(path)
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name.lower() not in VOID_NAMES]
+    if repeated:
+        raise ValueError(f"{path} names {repeated} more than once; only void may stand for several ids")
+    return dict(enumerate(names))

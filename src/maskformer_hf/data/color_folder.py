@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .file_finder import list_images, with_maps
+from .file_finder import existing_file, list_images, with_maps
 from .files import read_image
 from .id_maps import UNKNOWN, IdMaps, Meaning
 from .sample import VOID
@@ -86,8 +86,8 @@ def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
 def _color_table(root: Path, split: str) -> tuple[Path, dict[str, tuple[int, int, int]]] | None:
     """The file, and name -> colour; None where no file gives colours."""
     for folder in (root / split, root):
-        for path in (folder / name for name in TABLES):
-            if path.is_file() and (colors := _read_table(path)):
+        for path in (existing_file(folder / name) for name in TABLES):
+            if path is not None and (colors := _read_table(path)):
                 return path, colors
     return None
 
@@ -95,7 +95,7 @@ def _color_table(root: Path, split: str) -> tuple[Path, dict[str, tuple[int, int
 def _read_table(path: Path) -> dict[str, tuple[int, int, int]]:
     colors: dict[str, tuple[int, int, int]] = {}
     lines = read_lines(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         rows = list(csv.reader(lines, skipinitialspace=True))[1:]
     else:
         rows = []

@@ -27,6 +27,12 @@ def existing_file(path: Path) -> Path | None:
     return similar if similar is not None and similar.is_file() else None
 
 
+def first_file(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
+    """The first of some files that is there; all names are looked for in a folder before the next one."""
+    found = (existing_file(folder / name) for folder in folders for name in names)
+    return next((path for path in found if path is not None), None)
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images in a folder, in natural order. Raises ValueError if there is none, or two of one stem."""
     if not folder.is_dir():
@@ -117,8 +123,8 @@ def locate(names: Sequence[str], folders: Sequence[Path], source: Path, what: st
     """The files that `source` names, which count from one of the folders.
 
     All are looked for in the folder that has most of them as they are named. Those that are not there are looked for
-    under the other `spellings` of their names in all folders, and then by name alone in and below these folders, where
-    it must be unique.
+    under the other `spellings` of their names in all folders, and then by name alone below these folders, where it must
+    be unique.
 
     Raises ValueError that names those that are missing, and says what was tried.
     """
@@ -128,7 +134,9 @@ def locate(names: Sequence[str], folders: Sequence[Path], source: Path, what: st
     lost = {index: path for index, path in enumerate(paths) if not listings.has(path)}
     if not lost:
         return paths
-    below = Below(folders)
+    # Above the file's own folder lie other people's photos, unless that holds the annotations alone.
+    above = () if source.parent.name.lower().startswith("annotation") else source.parent.parents
+    below = Below([folder for folder in folders if folder not in above])
     missing = {}
     for index, path in lost.items():
         found = find(names[index], folders, listings) or below.only(names[index])
@@ -191,10 +199,12 @@ class Below:
     def _named_like(self, name: str) -> list[str]:
         if self._paths is None:
             files = [path for folder in self.folders for path in files_in(folder, IMAGE_SUFFIXES, deep=True)]
-            self._paths = {}
-            # A folder may lie in another of them.
-            for path in {os.path.realpath(path): path for path in reversed(files)}.values():
-                self._paths.setdefault(_folded(path.name), []).append(str(path))
+            self._paths, seen = {}, set()
+            for path in files:
+                # A folder may lie in another of them.
+                if (whole := os.path.realpath(path)) not in seen:
+                    seen.add(whole)
+                    self._paths.setdefault(_folded(path.name), []).append(str(path))
         return self._paths.get(_folded([*spellings(name)][-1].rsplit("/", 1)[-1]), [])
 
 

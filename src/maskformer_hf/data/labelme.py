@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from ..models.image_files import IMAGE_SUFFIXES, files_in
 from .fields import Fields, shown
-from .file_finder import Below, Folders, find, folders_in
+from .file_finder import Below, Folders, find, first_file, folders_in
 from .outlines import polygons_of
 from .polygons import Polygons, draw, read_upright_image, record
 from .problems import ProblemCounter
@@ -207,10 +207,9 @@ def _photo(path: Path, content: Fields, listings: Folders, below: Below) -> Path
 
 
 def _class_names(root: Path, split: str, found: dict[Path, Fields]) -> tuple[str, list[str]]:
-    for folder in (root / split, root):
-        for name in ("labels.txt", "classes.txt"):
-            if (folder / name).is_file():
-                return str(folder / name), _without_special(read_lines(folder / name))
+    path = first_file((root / split, root), ["labels.txt", "classes.txt"])
+    if path is not None:
+        return str(path), _without_special(read_lines(path))
     labels = {shape.text("label") for content in found.values() for shape in _shapes(content)}
     return f"the labels below {root}", _without_special(sorted(labels))
 

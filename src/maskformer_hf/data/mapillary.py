@@ -44,6 +44,8 @@ def mapillary(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
     )
     problems = ProblemCounter()
     described = list(Fields(read_json(config), str(config), problems).objects("labels", "class", "name"))
+    if not described:
+        raise ValueError(f"{config} lists no classes")
     names = [item.text("readable") for item in described]
     is_evaluated = [item.truth("evaluate") for item in described]
     is_thing = [item.truth("instances") for item in described]

@@ -1,13 +1,14 @@
 """YOLO's segmentation labels: one txt an image, one object a line: class x y x y ... in shares of width and height."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ..models.image_files import IMAGE_SUFFIXES, files_in, is_image_file, natural_order
 from .fields import Fields, as_number
-from .file_finder import Folders, locate, spellings
+from .file_finder import Folders, first_file, locate, spellings
 from .polygons import Polygons, record
 from .problems import ProblemCounter
 from .text_files import numbered_lines, read_lines, read_yaml
@@ -119,9 +120,10 @@ def _class_names(
 ) -> dict[int, str]:
     """Id in the files -> name, in the order of the ids, which may have gaps."""
     if description is None:
-        path = root / "classes.txt"
-        if not path.is_file():
+        listed = first_file([root], ["classes.txt"])
+        if listed is None:
             raise ValueError(f"{root} has neither a YAML file with `names` nor classes.txt, one class name a line")
+        path = listed
     names = read_lines(path) if description is None else description["names"]
     found: dict[int, str] = {}
     for key, name in names.items() if isinstance(names, dict) else enumerate(names):
@@ -146,9 +148,11 @@ def _places(root: Path, path: Path, description: dict[str, Any] | None, split: s
         places = []
         for entry in [entries] if isinstance(entries, str) else map(str, entries):
             looked = [base / name for base in (*bases, folder) for name in _names_of_place(entry)]
-            place = next((place for place in looked if place.exists()), None)
+            # Unlike `Path.exists`, it takes any text.
+            place = next((place for place in looked if os.path.exists(place)), None)
             if place is None:
-                raise ValueError(f"{path}: {split} is {entry}, but there is none of {[str(place) for place in looked]}")
+                name = entry if entry.isprintable() else repr(entry)
+                raise ValueError(f"{path}: {split} is {name}, but there is none of {[str(place) for place in looked]}")
             places.append(place)
         return places
     looked = [root / "images" / split, root / split / "images", root / split]

@@ -47,6 +47,14 @@ class DynamicMaskHead(MLP):
     def from_config(cls, config: Any, facts: Facts) -> "DynamicMaskHead":
         return cls(config.hidden_size, config.mask_feature_size)
 
+    @staticmethod
+    def check(config: Any):
+        if config.transformer_decoder in ("panoptic_segformer", "joint"):
+            raise ValueError(
+                f"`mask_head`='dynamic' adds to products, and `transformer_decoder`={config.transformer_decoder!r} has "
+                "masks of its own: choose 'masked' or 'detr', or another `mask_head`."
+            )
+
     def init_weights(self):
         init.zeros_(self.last_layer.weight)
         init.zeros_(self.last_layer.bias)

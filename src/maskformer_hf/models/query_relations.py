@@ -33,10 +33,10 @@ class QueryRelations(nn.Module):
 
     @staticmethod
     def check(config: Any):
-        if config.transformer_decoder in ("detr", None):
+        if config.transformer_decoder != "masked":
             raise ValueError(
-                f"`query_relations`={config.query_relations!r} needs the masks of each layer, which "
-                f"`transformer_decoder`={config.transformer_decoder!r} does not make: choose 'masked', or None for "
+                f"`query_relations`={config.query_relations!r} is made of the masks before each layer of "
+                f"`transformer_decoder`='masked', got {config.transformer_decoder!r}: choose that, or None for "
                 "`query_relations`."
             )
 
