@@ -24,7 +24,7 @@ LAYERS = [
     {"cli"},
     {"training", "conversion", "export", "hub"},
     {"inference", "visualize"},
-    {"presets", "model_card"},
+    {"presets", "presets_eomt", "class_names", "model_card"},
     {"data", "metrics", "models", "machine"},
     {"output_files"},
 ]
