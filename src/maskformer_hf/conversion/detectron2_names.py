@@ -32,7 +32,7 @@ def tensor_names(config: MaskFormerHfConfig) -> dict[str, Target]:
         ValueError: The original has no such backbone.
     """
     backbone: Any = config.backbone_config
-    backbone_names = {"resnet": _resnet, "swin": _swin}.get(backbone.model_type)
+    backbone_names = {"resnet": _resnet, "swin": swin_names}.get(backbone.model_type)
     if backbone_names is None:
         raise ValueError(f"The original MaskFormer has no {backbone.model_type!r} backbone, only 'resnet' and 'swin'.")
     pixel_decoder = {"deformable": _deformable_pixel_decoder, "pem": _pem_pixel_decoder}.get(
@@ -73,7 +73,7 @@ def _batch_norm(theirs: str, ours: str) -> dict[str, Target]:
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")}
 
 
-def _swin(config: Any) -> dict[str, Target]:
+def swin_names(config: Any) -> dict[str, Target]:
     theirs, ours = "backbone", "model.backbone.body.swin"
     names: dict[str, Target] = {}
     if config.use_absolute_embeddings:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..inference.load import load
+from ..inference.reparameterise import reparameterise
 from ..output_files import whole_file
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
@@ -75,6 +76,7 @@ def export_checkpoint(
     loaded: Any = load(checkpoint, device="cpu")
     model, processor = loaded
     _check_model(model.config, str(checkpoint))
+    reparameterise(model)
     model.to(memory_format=torch.contiguous_format)
     graph = Graph(model, post_process).eval()
     program = export_program(graph, static_size)

@@ -14,6 +14,7 @@ from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
 from ..models.saved_facts import copy_facts
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
+from .folding import fold_batch_norms
 from .images import first_line
 
 Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
@@ -71,6 +72,9 @@ def load(
     """A model in evaluation mode, and its processor: for `predict`, or a model and a processor of videos for
     `predict_video`.
 
+    In float32, BatchNorm is folded into the convolutions in front of it, which takes the memory of those weights once
+    more: see `folding.py`. What the model saves is what was loaded.
+
     Args:
         name_or_path: A bundled checkpoint (see `bundled_checkpoints`), a folder, or a Hub name; checkpoints of
             transformers' MaskFormer and Mask2Former are read too.
@@ -108,8 +112,9 @@ def load(
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"Checkpoint {str(name_or_path)!r}: the weight {name} is not finite (NaN or infinity).")
+    fold_batch_norms(model.eval())
     # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
-    return model.eval().to(device=device, memory_format=torch.channels_last), processor
+    return model.to(device=device, memory_format=torch.channels_last), processor
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:

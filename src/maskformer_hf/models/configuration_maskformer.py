@@ -16,8 +16,9 @@ from .assigner_stuff import check_stuff
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
 from .parts import part_of
+from .pixel_decoder_encoder import NUM_BACKBONE_MAPS
 from .remote_code import IS_REMOTE, CheckpointMixin
-from .result_options import TASKS
+from .result_options import CLASS_SCORES, MASK_VALUES, TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 # Choices that are no parts.
@@ -25,9 +26,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
+    "class_scores": CLASS_SCORES,
+    "mask_values": MASK_VALUES,
     "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
-    "backbone_pyramid": (None, "simple"),
+    "backbone_pyramid": (None, "simple", "tokens"),
 }
 
 
@@ -43,7 +46,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             R50c and R101c.
         backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
             map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
-            for backbones that have such maps themselves.
+            for backbones that have such maps themselves. `"tokens"` are the tokens of a DINOv2 or DINOv3 as they are,
+            for `transformer_decoder="joint"`; `backbone_config` then has the blocks below it.
         freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
             mode also in training.
         num_channels: Channels of the input images.
@@ -51,25 +55,31 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
             `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
-            `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; or `"pem"`, PEM's, of deformable
-            convolutions.
+            `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
+            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in front
+            of `transformer_decoder="joint"`.
         feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
             RT-DETR has 1.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
+        encoder_norm_groups: Groups of the norms in front of the encoder of `pixel_decoder="encoder"`.
         encoder_exits: Train `pixel_decoder="deformable"` to be left early, as ECO-M2F: for each encoder layer but the
             last, the weight of the loss of the predictions that are made of its maps; 0 where there are none to be.
         inference_encoder_layers, inference_layers: So many layers of the pixel decoder's encoder, or of the transformer
             decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
             what the auxiliary prediction of that layer is.
-        transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
-            turn, within the masks of the layer before.
+        transformer_decoder: `"detr"`; `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
+            turn, within the masks of the layer before; `"panoptic_segformer"`, a decoder of the boxes of things and two
+            whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`; or `"joint"`,
+            EoMT's, the last `decoder_layers` blocks of the vision transformer, which queries join.
+        thing_mask_layers, stuff_mask_layers: Blocks of the two mask decoders of `"panoptic_segformer"`.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
             most similar cell.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
+            `"product_gelu"`, EoMT's, with another activation.
         query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
             inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
             which several have the same target; None for none.
@@ -97,6 +107,9 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         num_queries: Queries Q; the largest number of segments of one image.
         use_auxiliary_loss: Deep supervision: every decoder layer is trained.
         class_weight, mask_weight, dice_weight: Weights of the loss terms and of the matching costs.
+        box_weight, giou_weight: Likewise, of models with boxes.
+        criterion: None is the loss of queries that are matched by class and mask; `"panoptic_segformer"` matches by
+            boxes first.
         no_object_weight: Weight of the no-object class in the cross-entropy.
         mask_loss: `"dense"`, every pixel as in the paper, or `"points"`, `num_points` pixels a mask of which
             `importance_sample_ratio` are the most uncertain of `oversample_ratio` times as many random ones (PointRend,
@@ -114,6 +127,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query, or
             `"mask_wise"`, whole masks one after the other, the best first, as in Panoptic SegFormer. Its scores are
             lower: `object_mask_threshold` is 0.25 or 0.3 there.
+        class_scores: Probabilities of classes are the `"softmax"` of their logits, or the `"sigmoid"` of each.
+        mask_values: What counts of a mask is the `"sigmoid"` of its logits, or is `"linear"` in them.
         intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
             Mask2Former; else all that it won.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
@@ -138,7 +153,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     is_per_pixel: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
     # Fields that may be None: the model then has no such part.
-    optional_parts: ClassVar[tuple[str, ...]] = ("query_source",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("query_source", "criterion")
     # Other models of ours, by `model_type`, whose weights this one starts from.
     starts_from: ClassVar[tuple[str, ...]] = ()
 
@@ -157,7 +172,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_exits: list[float | int] | tuple[float | int, ...] | None = None
     inference_encoder_layers: int | None = None
 
+    encoder_norm_groups: int = 32
+
     transformer_decoder: str | None = "detr"
+    thing_mask_layers: int = 4
+    stuff_mask_layers: int = 6
     cross_attention: str = "softmax"
     class_head: str = "linear"
     mask_head: str = "product"
@@ -188,6 +207,9 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     class_weight: float | int = 1.0
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
+    box_weight: float | int = 5.0
+    giou_weight: float | int = 2.0
+    criterion: str | None = None
     no_object_weight: float | int = 0.1
     mask_loss: str = "dense"
     mask_term: str = "focal"
@@ -210,6 +232,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     instance_threshold: float | int = 0.5
     duplicate_iou: float | int | None = None
     panoptic_merging: str = "argmax"
+    class_scores: str = "softmax"
+    mask_values: str = "sigmoid"
 
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
@@ -217,10 +241,17 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
                 f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
-        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels, self.backbone_pyramid)
+        self.backbone_config = complete_backbone_config(
+            self.backbone_config, self.num_channels, self.backbone_pyramid, self.num_feature_maps
+        )
         super().__post_init__(**kwargs)
         # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
+
+    @property
+    def num_feature_maps(self) -> int:
+        """How many maps of the backbone are used, the coarsest ones."""
+        return NUM_BACKBONE_MAPS if self.pixel_decoder == "encoder" else NUM_FEATURE_LEVELS
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -289,6 +320,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         for part in parts_of(self).values():
             part.check(self)
         check_stuff(self)
+        if self.backbone_pyramid == "tokens" and self.transformer_decoder != "joint":
+            raise ValueError(
+                "`backbone_pyramid='tokens'` makes no maps of strides 4 to 32, which "
+                f"`transformer_decoder={self.transformer_decoder!r}` needs: choose 'simple'."
+            )
         for name in self.loss_terms or {}:
             if name in (self.mask_term, "dice", "mask"):
                 raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")

@@ -55,7 +55,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
         Whether images are stretched to multiples of `size_divisor` instead of padded.
     task, object_mask_threshold, overlap_mask_area_threshold, stuff_object_mask_threshold,
     stuff_overlap_mask_area_threshold, instance_threshold, duplicate_iou, intersect_with_mask, panoptic_merging,
-    label_ids_to_fuse (*optional*):
+    class_scores, mask_values, label_ids_to_fuse (*optional*):
         What the checkpoint says about its results: the fields of its configuration of these names, and the defaults of
         the post-processing functions.
     return_void_masks (`bool`, *optional*, defaults to `False`):
@@ -84,6 +84,8 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     duplicate_iou: float | int | None
     intersect_with_mask: bool
     panoptic_merging: str
+    class_scores: str
+    mask_values: str
     label_ids_to_fuse: list[int] | None
 
 
@@ -122,6 +124,8 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     duplicate_iou = FACTS["duplicate_iou"]
     intersect_with_mask = FACTS["intersect_with_mask"]
     panoptic_merging = FACTS["panoptic_merging"]
+    class_scores = FACTS["class_scores"]
+    mask_values = FACTS["mask_values"]
     label_ids_to_fuse = FACTS["label_ids_to_fuse"]
 
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:

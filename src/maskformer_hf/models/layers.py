@@ -14,12 +14,20 @@ NUM_NORM_GROUPS = 32
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, GroupNorm(32) and, if asked for, ReLU; keeps the map's size."""
+    """Convolution without bias, GroupNorm and, if asked for, ReLU; keeps the map's size, or divides it by `stride`."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activation: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        activation: bool,
+        num_groups: int = NUM_NORM_GROUPS,
+        stride: int = 1,
+    ):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.GroupNorm(NUM_NORM_GROUPS, out_channels),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+            nn.GroupNorm(num_groups, out_channels),
             nn.ReLU(inplace=True) if activation else nn.Identity(),
         )
 

@@ -49,7 +49,7 @@ def panoptic_segmentation(
         class_logits: (Q, K + 1), no-object last.
         masks: Mask logits (Q, h, w), or what computes them; only those of the queries that stay are asked for.
     """
-    scores, labels = class_probabilities(class_logits).max(-1)
+    scores, labels = class_probabilities(class_logits, options.class_scores).max(-1)
     kept = ((labels != class_logits.shape[-1] - 1) & (scores > options.least_scores(labels))).nonzero()[:, 0]
     if len(kept) == 0:
         return torch.zeros(geometry.target_size, dtype=torch.int32, device=masks.device), []

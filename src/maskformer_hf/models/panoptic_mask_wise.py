@@ -19,6 +19,9 @@ from .probabilities import class_probabilities, logit_of
 if TYPE_CHECKING:
     from .result_options import ResultOptions
 
+# The original's number of pairs of a query and a thing.
+NUM_PAIRS = 100
+
 PanopticResult = tuple[Tensor, list[dict[str, Any]]]
 
 
@@ -49,7 +52,25 @@ def mask_wise_segmentation(
 
     The plain formula is `plain_paint`. Records and arguments are those of `panoptic_segmentation`.
     """
-    return paint(best_classes(class_logits), masks, geometry, options)
+    return paint(candidates_of(class_logits, options), masks, geometry, options)
+
+
+def candidates_of(class_logits: Tensor, options: "ResultOptions") -> Candidates:
+    """What may become a segment. With sigmoid scores these are the best pairs of a query and a thing, and all stuff."""
+    if options.class_scores == "softmax":
+        return best_classes(class_logits)
+    scores_QK = class_probabilities(class_logits, options.class_scores)[:, :-1]
+    stuff = sorted(options.label_ids_to_fuse)
+    things = [label for label in range(scores_QK.shape[1]) if label not in options.label_ids_to_fuse]
+    best_Z, query_Z = scores_QK[:, stuff].max(0)
+    pairs = scores_QK[:, things].flatten()
+    best_N, pair_N = pairs.topk(min(options.max_instances or NUM_PAIRS, len(pairs)))
+    labels = torch.tensor(things, device=pairs.device)[pair_N % len(things)]
+    return Candidates(
+        torch.cat((best_N, best_Z)),
+        torch.cat((labels, torch.tensor(stuff, dtype=labels.dtype, device=labels.device))),
+        torch.cat((pair_N // len(things), query_Z)),
+    )
 
 
 def best_classes(class_logits: Tensor) -> Candidates:
@@ -61,12 +82,13 @@ def best_classes(class_logits: Tensor) -> Candidates:
 
 def paint(candidates: Candidates, masks: Any, geometry: ImageGeometry, options: "ResultOptions") -> PanopticResult:
     """The panoptic result of some candidates; see `mask_wise_segmentation`."""
-    # The quality of a mask is below 1.
-    candidates = candidates.part(candidates.scores >= options.least_scores(candidates.labels))
+    if options.mask_values == "sigmoid":
+        # The quality of a mask is below 1.
+        candidates = candidates.part(candidates.scores >= options.least_scores(candidates.labels))
     if len(candidates.queries) == 0:
         return torch.zeros(geometry.target_size, dtype=torch.int32, device=masks.device), []
     queries, position = torch.unique(candidates.queries, return_inverse=True)
-    found = masks_above(masks[queries], geometry, logit_of(options.mask_threshold))
+    found = masks_above(masks[queries], geometry, logit_of(options.mask_threshold), options.mask_values)
     areas, sums = found.areas[position], found.probability_sums[position]
     scores = candidates.scores * quality(sums, areas)
     order = ranking(scores, options.least_scores(candidates.labels), areas)
@@ -119,7 +141,9 @@ def plain_paint(
     candidates: Candidates, masks: Any, geometry: ImageGeometry, options: "ResultOptions"
 ) -> PanopticResult:
     """What `paint` gives, by the plain formula, which holds all masks at full resolution."""
-    masks_QHW, areas, sums = plain_masks_above(masks[:], geometry, logit_of(options.mask_threshold))
+    masks_QHW, areas, sums = plain_masks_above(
+        masks[:], geometry, logit_of(options.mask_threshold), options.mask_values
+    )
     masks_NHW, areas, sums = (values[candidates.queries] for values in (masks_QHW, areas, sums))
     scores = candidates.scores * quality(sums, areas)
     order = ranking(scores, options.least_scores(candidates.labels), areas)

@@ -113,13 +113,13 @@ class HybridPixelDecoder(nn.Module):
         """Maps (B, C, h, w) of strides 32, 16 and 8, coarsest first, after they have seen each other; and the attention
         weights of the coarsest."""
         coarsest, *finer = maps
-        size = coarsest.shape[-2:]
-        position_SC = position_encoding(*size, coarsest.shape[1], coarsest.device, coarsest.dtype)
+        channels, height, width = coarsest.shape[1:]
+        position_SC = position_encoding(height, width, channels, coarsest.device, coarsest.dtype)
         cells_BSC = coarsest.flatten(2).transpose(1, 2)
         cells_BSC, attentions = self.encoder(
             cells_BSC, position_SC.expand_as(cells_BSC), ask.need_weights, ask.num_encoder_layers
         )
-        pyramid = [cells_BSC.transpose(1, 2).unflatten(2, size)]
+        pyramid = [cells_BSC.transpose(1, 2).unflatten(2, (height, width))]
         for lateral, fuse, feature in zip(self.laterals, self.down, finer, strict=True):
             pyramid[-1] = lateral(pyramid[-1])
             pyramid.append(fuse(pyramid[-1], feature))

@@ -63,7 +63,8 @@ class DeformableConvolution(nn.Module):
 
     def init_weights(self):
         init.zeros_(self.places.weight)
-        init.zeros_(self.places.bias)
+        places: Any = self.places
+        init.zeros_(places.bias)
         init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -170,14 +171,13 @@ class PEMPixelDecoder(nn.Module):
                 "each process, got 1."
             )
         added = self.context(coarsest_first[0].mean((2, 3), keepdim=True))
+        *coarser, finest = [
+            modulate(lateral(feature))
+            for lateral, modulate, feature in zip(self.laterals, self.modulations, coarsest_first, strict=True)
+        ]
         memory = []
-        for level, (lateral, modulate, feature) in enumerate(
-            zip(self.laterals, self.modulations, coarsest_first, strict=True)
-        ):
-            maps = modulate(lateral(feature)) + added
-            if level == len(self.convolutions):
-                break
-            maps = self.convolutions[level](maps)
-            memory.append(maps)
-            added = self.upsamplings[level](maps, coarsest_first[level + 1].shape[-2:])
-        return PixelDecoderOutput(self.mask_projection(maps), memory=tuple(memory))
+        steps = zip(coarser, self.convolutions, self.upsamplings, coarsest_first[1:], strict=True)
+        for maps, convolve, upsample, finer in steps:
+            memory.append(convolve(maps + added))
+            added = upsample(memory[-1], finer.shape[-2:])
+        return PixelDecoderOutput(self.mask_projection(finest + added), memory=tuple(memory))

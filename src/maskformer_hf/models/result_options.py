@@ -12,6 +12,8 @@ from .panoptic import MERGINGS
 from .semantic import RESIZES
 
 TASKS = ("semantic", "instance", "panoptic")
+CLASS_SCORES = ("softmax", "sigmoid")
+MASK_VALUES = ("sigmoid", "linear")
 
 # What a checkpoint says about its results, with the defaults of its configuration. The image processor has the same
 # fields, so that it gives the same results without the model.
@@ -25,6 +27,8 @@ FACTS: dict[str, Any] = {
     "duplicate_iou": None,
     "intersect_with_mask": False,
     "panoptic_merging": "argmax",
+    "class_scores": "softmax",
+    "mask_values": "sigmoid",
     "label_ids_to_fuse": None,
 }
 
@@ -63,6 +67,8 @@ class ResultOptions:
             `mask_threshold`, as in Mask2Former; else all that it won, as in MaskFormer.
         merging: How panoptic segments share the pixels: "argmax", the largest class score times mask probability, or
             "mask_wise", whole masks one after the other, the best first.
+        class_scores: Probabilities of classes are the "softmax" of their logits, or the "sigmoid" of each.
+        mask_values: What counts of a mask is the "sigmoid" of its logits, or is "linear" in them (Panoptic SegFormer).
         resize: What semantic results bring to the target size: mask "logits" or class "scores".
 
     Raises:
@@ -80,10 +86,18 @@ class ResultOptions:
     duplicate_iou: float | None = None
     intersect_with_mask: bool = False
     merging: str = "argmax"
+    class_scores: str = "softmax"
+    mask_values: str = "sigmoid"
     resize: str = "logits"
 
     def __post_init__(self) -> None:
-        for name, choices in (("task", TASKS), ("merging", tuple(MERGINGS)), ("resize", RESIZES)):
+        for name, choices in (
+            ("task", TASKS),
+            ("merging", tuple(MERGINGS)),
+            ("resize", RESIZES),
+            ("class_scores", CLASS_SCORES),
+            ("mask_values", MASK_VALUES),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         for name in _SHARES:
@@ -119,6 +133,8 @@ class ResultOptions:
             "label_ids_to_fuse": facts["label_ids_to_fuse"] or (),
             "duplicate_iou": facts["duplicate_iou"],
             "intersect_with_mask": facts["intersect_with_mask"],
+            "class_scores": facts["class_scores"],
+            "mask_values": facts["mask_values"],
         }
         if options["task"] == "panoptic":
             merging = given.get("merging") or facts["panoptic_merging"]
