@@ -24,7 +24,9 @@ LAYERS = [
     {"cli"},
     {"training", "conversion", "export", "hub"},
     {"inference", "visualize"},
-    {"presets", "presets_eomt", "class_names", "model_card"},
+    {"presets", "model_card"},
+    {"presets_eomt"},
+    {"class_names"},
     {"data", "metrics", "models", "machine"},
     {"output_files"},
 ]
