@@ -30,7 +30,9 @@ def signed_distance(masks_NHW: torch.Tensor) -> torch.Tensor:
     distances = np.zeros(masks_NHW.shape, dtype=np.float32)
     for distance, mask in zip(distances, masks_NHW.numpy().astype(bool), strict=True):
         if mask.any() and not mask.all():
-            distance[:] = np.where(mask, 1 - distance_transform_edt(mask), distance_transform_edt(~mask))
+            inner: Any = distance_transform_edt(mask)
+            outer: Any = distance_transform_edt(~mask)
+            distance[:] = np.where(mask, 1 - inner, outer)
     return torch.from_numpy(distances)
 
 

@@ -63,9 +63,9 @@ class FeatureAlignment(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
 
     def init_weights(self):
-        init.zeros_(self.offsets.weight)
-        init.zeros_(self.offsets.bias)
-        init.zeros_(self.convolution.bias)
+        parameters: Any = self.offsets.weight, self.offsets.bias, self.convolution.bias
+        for parameter in parameters:
+            init.zeros_(parameter)
 
     def forward(self, lateral_BChw: torch.Tensor, coarser: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """`norm`: that of the features that offsets are made of."""
