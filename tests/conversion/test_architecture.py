@@ -14,7 +14,7 @@ from maskformer_hf.conversion.preset_matching import differences, matching_prese
 from maskformer_hf.conversion.safe_reader import read_checkpoint
 from maskformer_hf.models.configuration_maskformer import MaskFormerHfConfig
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.presets import MASK2FORMER, PRESETS, SEGFORMER_PRESETS
+from maskformer_hf.presets import EOMT_PRESETS, MASK2FORMER, PRESETS, SEGFORMER_PRESETS
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
 CHECKPOINTS = {
@@ -99,7 +99,7 @@ def released(original_state):
     return lambda config: with_classes(states[network(config)], config.num_labels)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in SEGFORMER_PRESETS])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in {**EOMT_PRESETS, **SEGFORMER_PRESETS}])
 def test_every_released_model_is_recognised(released, name):
     preset = PRESETS[name]()
     state = released(preset)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
 
 from .backbone_frozen import FreezableBackbone
+from .backbone_tokens import TokenBackbone
 from .backbone_vit import PlainBackbone
 from .interfaces import Facts
 
@@ -120,6 +121,8 @@ def make_backbone(config: Any) -> FreezableBackbone:
     backbone: FreezableBackbone
     if config.backbone_pyramid is None:
         backbone = Backbone(config.backbone_config, config.freeze_batch_norm, config.num_feature_maps)
+    elif config.backbone_pyramid == "tokens":
+        backbone = TokenBackbone(config.backbone_config)
     else:
         backbone = PlainBackbone(config.backbone_config, config.feature_size)
     if config.freeze_backbone:

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from .vit_blocks import DINOV2, DINOV3
+
 # A feature pyramid from stride 4 to stride 32.
 NUM_FEATURE_LEVELS = 4
 
@@ -69,6 +71,11 @@ def _complete_plain(config: Any, pyramid: str) -> PreTrainedConfig:
         raise ValueError(
             f"`backbone_pyramid={pyramid!r}` is for plain vision transformers, whose maps all have the stride of their "
             f"patches; {config.model_type!r} is none: leave `backbone_pyramid` at None."
+        )
+    if pyramid == "tokens" and config.model_type not in (DINOV2, DINOV3):
+        raise ValueError(
+            f"`backbone_pyramid='tokens'` is for the models that EoMT is made of, {DINOV2!r} and {DINOV3!r}; got "
+            f"{config.model_type!r}."
         )
     sides = set(config.patch_size) if isinstance(config.patch_size, list) else {config.patch_size}
     if len(sides) > 1:

@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_values": MASK_VALUES,
     "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
-    "backbone_pyramid": (None, "simple"),
+    "backbone_pyramid": (None, "simple", "tokens"),
 }
 
 
@@ -46,7 +46,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             R50c and R101c.
         backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
             map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
-            for backbones that have such maps themselves.
+            for backbones that have such maps themselves. `"tokens"` are the tokens of a DINOv2 or DINOv3 as they are,
+            for `transformer_decoder="joint"`; `backbone_config` then has the blocks below it.
         freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
             mode also in training.
         num_channels: Channels of the input images.
@@ -55,7 +56,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
             `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
             `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
-            convolutions; or `"encoder"`, deformable attention among strides 8 to 64 without a pyramid.
+            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in front
+            of `transformer_decoder="joint"`.
         feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
@@ -69,13 +71,15 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
             what the auxiliary prediction of that layer is.
         transformer_decoder: `"detr"`; `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
-            turn, within the masks of the layer before; or `"panoptic_segformer"`, a decoder of the boxes of things and
-            two whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`.
-        thing_mask_layers, stuff_mask_layers: Blocks of these two decoders.
+            turn, within the masks of the layer before; `"panoptic_segformer"`, a decoder of the boxes of things and two
+            whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`; or `"joint"`,
+            EoMT's, the last `decoder_layers` blocks of the vision transformer, which queries join.
+        thing_mask_layers, stuff_mask_layers: Blocks of the two mask decoders of `"panoptic_segformer"`.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
             most similar cell.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
+            `"product_gelu"`, EoMT's, with another activation.
         query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
             inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
             which several have the same target; None for none.
@@ -316,6 +320,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         for part in parts_of(self).values():
             part.check(self)
         check_stuff(self)
+        if self.backbone_pyramid == "tokens" and self.transformer_decoder != "joint":
+            raise ValueError(
+                "`backbone_pyramid='tokens'` makes no maps of strides 4 to 32, which "
+                f"`transformer_decoder={self.transformer_decoder!r}` needs: choose 'simple'."
+            )
         for name in self.loss_terms or {}:
             if name in (self.mask_term, "dice", "mask"):
                 raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")

@@ -33,6 +33,7 @@ class Ask(NamedTuple):
     num_encoder_layers, num_decoder_layers: Stop the pixel decoder's encoder or the transformer decoder after so many
         layers; None for all.
     progress: How far training is, from 0 to 1. 1 at inference.
+    image_size: Height and width of the images as they came, before a backbone pads them.
     padding: (B, H, W) bool, true at pixels that are padding, for parts that look at it; None if nothing is known of it.
     """
 
@@ -43,6 +44,7 @@ class Ask(NamedTuple):
     num_encoder_layers: int | None = None
     num_decoder_layers: int | None = None
     progress: float = 1.0
+    image_size: tuple[int, int] | None = None
     padding: torch.Tensor | None = None
 
     @property

@@ -72,6 +72,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             num_encoder_layers=None if self.training else self.config.inference_encoder_layers,
             num_decoder_layers=None if self.training else self.config.inference_layers,
             progress=progress,
+            image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
         )
 
     def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:

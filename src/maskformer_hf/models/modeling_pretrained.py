@@ -19,6 +19,7 @@ from .labels import LABEL_FIELDS, matching_labels
 from .remote_code import CheckpointMixin
 from .saved_facts import update_saved_processor
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
+from .transformers_layout_eomt import EOMT_IGNORED_WEIGHTS, eomt_names
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,11 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     # BatchNorm's counter means nothing when its statistics are frozen.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", *IGNORED_WEIGHTS]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"num_batches_tracked",
+        *IGNORED_WEIGHTS,
+        *EOMT_IGNORED_WEIGHTS,
+    ]
 
     # How far training is, from 0 to 1; whoever trains sets it before each step. Some parts change on the way.
     training_progress: float = 1.0
@@ -50,7 +55,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, from our checkpoints and from those of its own MaskFormer and Mask2Former.
+        """As in transformers, from our checkpoints and from those of its own MaskFormer, Mask2Former and EoMT.
 
         With other labels than the checkpoint's (`num_labels`, `id2label`, `label2id`, or a `config` that has them) the
         rows of the classifier are kept where labels have the same name, no-object is kept in any case, and a warning
@@ -62,13 +67,13 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         config_class: Any = cls.config_class
         labels: dict[str, Any] = {}
         wanted = None
+        trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
         if not isinstance(config, PreTrainedConfig):
             # Load the model as it was trained and change its labels afterwards: only the classifier may differ in size.
             labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
         else:
             if config.model_type != config_class.model_type:
                 config = config_class.from_dict(config.to_dict())
-            trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
             if trained is not None and trained.id2label != config.id2label:
                 wanted, config = config, copy.deepcopy(config)
                 _set_labels(config, trained)
@@ -77,7 +82,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
                 pretrained_model_name_or_path,
                 *model_args,
                 config=config,
-                key_mapping={**WEIGHT_NAMES, **(key_mapping or {})},
+                key_mapping={**WEIGHT_NAMES, **eomt_names(trained), **(key_mapping or {})},
                 **kwargs,
             )
         except SafetensorError as error:
@@ -124,10 +129,12 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the pixel decoder: a frozen backbone may have fewer bits."""
-        pixel_decoder: Any = getattr(self.base_model, "pixel_decoder", None)
-        parameter = None if pixel_decoder is None else next(pixel_decoder.parameters(), None)
-        return super().dtype if parameter is None else parameter.dtype
+        """That of the first part behind the backbone which has weights: a frozen backbone may have fewer bits."""
+        for name in ("pixel_decoder", "transformer_decoder"):
+            part: Any = getattr(self.base_model, name, None)
+            for parameter in () if part is None else part.parameters():
+                return parameter.dtype
+        return torch.get_default_dtype()
 
     def complete_folder(self, folder: Path):
         # The processor beside reads results by what the model's configuration says of them.

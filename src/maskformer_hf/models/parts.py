@@ -30,18 +30,20 @@ from .criterion_segformer import SegFormerCriterion
 from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
-from .mask_head import ProductMaskHead
+from .mask_head import GeluMaskHead, ProductMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_encoder import EncodedMaps
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .pixel_decoder_hybrid import HybridPixelDecoder
+from .pixel_decoder_none import NoPixelDecoder
 from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
 from .query_source_denoising import DenoisingQueries
 from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformer_decoder_joint import JointTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
 from .transformer_decoder_segformer import PanopticSegFormerDecoder
 
@@ -52,6 +54,12 @@ def _masked_decoder(
     cross_attention = part_of("cross_attention", config.cross_attention)
     cross_attentions = [cross_attention.build(config) for _ in range(config.decoder_layers)]
     return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
+
+
+def _joint_decoder(
+    config: Any, facts: Facts, memory: Facts, make_mask_head: Callable[[], Any]
+) -> JointTransformerDecoder:
+    return JointTransformerDecoder(config, memory, make_mask_head())
 
 
 _TABLE: dict[str, dict[str, Part]] = {
@@ -66,6 +74,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "encoder": Part(EncodedMaps.from_config, EncodedMaps.check, ("DeformableEncoderLayer",)),
         "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
         "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
+        "none": Part(NoPixelDecoder.from_config, NoPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -74,6 +83,7 @@ _TABLE: dict[str, dict[str, Part]] = {
             ("TransformerEncoderLayer", "DetrDecoderLayer"),
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
+        "joint": Part(_joint_decoder, JointTransformerDecoder.check, ("VitBlock",)),
         "panoptic_segformer": Part(
             PanopticSegFormerDecoder, PanopticSegFormerDecoder.check, ("LocationLayer", "MaskBlock")
         ),
@@ -83,7 +93,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
     },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config)},
+    "mask_head": {"product": Part(ProductMaskHead.from_config), "product_gelu": Part(GeluMaskHead.from_config)},
     "query_source": {
         "denoising": Part(DenoisingQueries, DenoisingQueries.check),
         "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),

@@ -33,8 +33,8 @@ def depths_of(model: Any) -> dict[str, int]:
     body = {name: _block(name) for name in _trained(model.base_model.backbone.body)}
     joined: dict[str, int] = {}
     if config.transformer_decoder == "joint":
-        names = _trained(model.base_model.transformer_decoder)
-        joined = {name: block for name in names if (block := _block(name)) is not None}
+        layers = model.base_model.transformer_decoder.layers
+        joined = {f"layers.{name}": int(name.partition(".")[0]) for name in _trained(layers)}
     num_below = 1 + max((block for block in body.values() if block is not None), default=-1)
     num_blocks = num_below + (1 + max(joined.values()) if joined else 0)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
