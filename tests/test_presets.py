@@ -91,6 +91,15 @@ MASK2FORMER_PARAMETERS |= {
     "mask2former_swin_large_mapillary_panoptic": PANOPTIC_LARGE + 257 * 65,
 }
 PARAMETERS |= MASK2FORMER_PARAMETERS
+# MP-Former has an embedding of each class, and no positions of queries.
+PARAMETERS |= {"mpformer_resnet50_coco_instance": 43_965_137, "mpformer_resnet50_coco_panoptic": 43_992_326}
+# The original's counts have the affine terms of frozen BatchNorm.
+SEGFORMER_PARAMETERS = {
+    "panoptic_segformer_resnet50_coco_panoptic": 51_271_900 - 53_120,
+    "panoptic_segformer_resnet101_coco_panoptic": 70_264_028 - 105_344,
+    "panoptic_segformer_swin_large_coco_panoptic": 221_352_624,
+}
+PARAMETERS |= SEGFORMER_PARAMETERS
 
 # The same of Mask2Former-VIS. Both versions of its data have 40 classes.
 VIDEO_PARAMETERS = {
@@ -107,6 +116,14 @@ VIDEO_PARAMETERS = {
 }
 PARAMETERS |= VIDEO_PARAMETERS
 
+# The same of PEM. Cityscapes' backbones have trained BatchNorm.
+PEM_PARAMETERS = {
+    "pem_resnet50_ade20k": 35_513_128,
+    "pem_resnet50_ade20k_panoptic": 35_513_128,
+    "pem_resnet50_cityscapes": 35_532_581,
+    "pem_resnet50_cityscapes_panoptic": 35_532_581,
+}
+PARAMETERS |= PEM_PARAMETERS
 # As transformers' own model of that configuration, see `test_eomts_are_transformers`.
 PARAMETERS |= {
     "eomt_small_640_coco_panoptic": 23_975_942,
@@ -145,7 +162,7 @@ def count_parameters(config) -> int:
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
     # Some tables have two Swin-B, which are one preset.
-    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 * 6 + 21
+    assert len(PRESETS) - len(PEM_PARAMETERS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 + 3 + 2 * 6 + 21
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -192,8 +209,11 @@ def test_labels_task_and_thresholds(name):
     expected = 0.7 if name.endswith("ade20k_panoptic") and name.startswith("maskformer") else 0.8
     if name.endswith("mapillary_panoptic"):
         expected = 0.0
-    assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
-    assert config.intersect_with_mask == name.startswith(("mask2former", "eomt"))
+    least_left = 0.8
+    if name in SEGFORMER_PARAMETERS:
+        expected, least_left = 0.3 if "swin" in name else 0.25, 0.6
+    assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, least_left)
+    assert config.intersect_with_mask == name.startswith(("mask2former", "mpformer", "pem", "eomt"))
     if config.task == "instance":
         first = {"coco": "person", "cityscapes": "person", "ade20k": "bed"}
         assert config.id2label[0] == next(label for dataset, label in first.items() if dataset in name)

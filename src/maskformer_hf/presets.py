@@ -1,5 +1,6 @@
 """The configurations in the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and in Mask2Former's model zoo
-(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), by name.
+(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), and PEM's with a ResNet
+(https://arxiv.org/abs/2402.19422), by name.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -56,6 +57,46 @@ MASK2FORMER: dict[str, Any] = {
     "class_weight": 2.0,
     "mask_weight": 5.0,
     "dice_weight": 5.0,
+}
+
+# The fields that turn a configuration into a PEM (https://arxiv.org/abs/2402.19422).
+PEM_PARTS = {"pixel_decoder": "pem", "cross_attention": "prototype"}
+PEM: dict[str, Any] = {
+    **MASK2FORMER,
+    **PEM_PARTS,
+    "encoder_ffn_dim": None,
+    "feature_size": 128,
+    "decoder_layers": 6,
+    "pre_norm": True,
+    "enforce_input_projection": True,
+}
+
+# The fields that turn a Mask2Former into an MP-Former (https://arxiv.org/abs/2303.07336), as its code trains it: labels
+# have noise, masks have none.
+MPFORMER: dict[str, Any] = {
+    **MASK2FORMER,
+    "query_source": "denoising",
+    "query_position": False,
+    "denoising_groups": 1,
+    "denoising_label_noise": 0.2,
+}
+
+# The fields that turn a configuration into a Panoptic SegFormer (https://arxiv.org/abs/2109.03814).
+PANOPTIC_SEGFORMER: dict[str, Any] = {
+    "pixel_decoder": "encoder",
+    "transformer_decoder": "panoptic_segformer",
+    "criterion": "panoptic_segformer",
+    "ffn_dim": 1024,
+    "num_queries": 300,
+    "class_weight": 2.0,
+    "dice_weight": 2.0,
+    "class_scores": "sigmoid",
+    "mask_values": "linear",
+    "panoptic_merging": "mask_wise",
+    "object_mask_threshold": 0.25,
+    # A thing may be covered by two fifths, stuff by one.
+    "overlap_mask_area_threshold": 0.6,
+    "stuff_overlap_mask_area_threshold": 0.8,
 }
 
 # Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` fit the segmentation maps
@@ -190,9 +231,9 @@ _MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
+def _mask2former(backbone: str, table: str, parts: dict[str, Any] = MASK2FORMER) -> MaskFormerHfConfig:
     dataset, task, _ = _MASK2FORMER_ZOO[table]
-    fields: dict[str, Any] = {**MASK2FORMER, "task": task}
+    fields: dict[str, Any] = {**parts, "task": task}
     if task == "instance":
         # Data for instances have no stuff.
         fields |= _numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
@@ -212,6 +253,55 @@ MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     f"mask2former_{backbone}_{table}": partial(_mask2former, backbone, table)
     for table, (_, _, backbones) in _MASK2FORMER_ZOO.items()
     for backbone in backbones
+}
+
+# The original has these two of its own.
+MPFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"mpformer_resnet50_{table}": partial(_mask2former, "resnet50", table, MPFORMER)
+    for table in ("coco_instance", "coco_panoptic")
+}
+
+
+# --- Panoptic SegFormer ----------------------------------------------------------------------------------------------
+
+# Its Swin-L is pretrained with 224 pixels.
+_SEGFORMER_BACKBONES = {
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "swin_large": {**SWIN_LARGE, "window_size": 7, "image_size": 224},
+}
+
+
+def _panoptic_segformer(backbone: str) -> MaskFormerHfConfig:
+    fields = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
+    config = _maskformer("resnet50", "coco_panoptic_133")
+    return MaskFormerHfConfig(
+        backbone_config=deepcopy(_SEGFORMER_BACKBONES[backbone]),
+        **_labels("coco_panoptic_133"),
+        label_ids_to_fuse=config.label_ids_to_fuse,
+        **fields,
+    )
+
+
+SEGFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"panoptic_segformer_{backbone}_coco_panoptic": partial(_panoptic_segformer, backbone)
+    for backbone in _SEGFORMER_BACKBONES
+}
+
+
+# --- PEM with a ResNet; its STDC backbones are not among those of transformers and timm ------------------------------
+
+
+def _pem(dataset: str, **fields: Any) -> MaskFormerHfConfig:
+    # The backbones for Cityscapes were trained with SyncBN.
+    return _maskformer("resnet50", dataset, freeze_batch_norm=dataset != "cityscapes_19", **PEM, **fields)
+
+
+PEM_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    "pem_resnet50_ade20k": partial(_pem, "ade20k_150", task="semantic"),
+    "pem_resnet50_ade20k_panoptic": partial(_pem, "ade20k_150"),
+    "pem_resnet50_cityscapes": partial(_pem, "cityscapes_19", task="semantic"),
+    "pem_resnet50_cityscapes_panoptic": partial(_pem, "cityscapes_19"),
 }
 
 
@@ -307,6 +397,9 @@ PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     **MASKFORMER_PRESETS,
     **PER_PIXEL_PRESETS,
     **MASK2FORMER_PRESETS,
+    **PEM_PRESETS,
+    **MPFORMER_PRESETS,
+    **SEGFORMER_PRESETS,
     **VIDEO_PRESETS,
     **EOMT_PRESETS,
 }
@@ -329,7 +422,7 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines only to the largest of the batch.
         options["size_divisor"] = 0
-    if name in MASK2FORMER_PRESETS:
+    if name in {**MASK2FORMER_PRESETS, **MPFORMER_PRESETS, **PEM_PRESETS}:
         # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
     if name in EOMT_PRESETS:

@@ -305,6 +305,7 @@ class AnyModelContract:
         assert not torch.equal(self.trained_weight(model), before)
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
+    @pytest.mark.slow
     def test_export(self, shared):
         """The inference graph for any batch, height and width."""
         batch, rows, columns = torch.export.dims("batch", "rows", "columns", min=2, max=1024)
@@ -319,6 +320,7 @@ class AnyModelContract:
             for name, logits in zip(self.logits, got, strict=True):
                 torch.testing.assert_close(logits, expected[name], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_compile(self, shared):
         torch.compiler.reset()
         compiled = torch.compile(shared, fullgraph=True, backend="eager")

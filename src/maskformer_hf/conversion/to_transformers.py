@@ -38,12 +38,14 @@ SWIN_NAMES = {
 }
 # Largest difference of logits in shares of the largest logit: more than any backbone's rounding, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
-# What transformers' MaskFormer and Mask2Former have in other slots.
+# What transformers' MaskFormer and Mask2Former have in other slots, and that they run all their layers.
 _PARTS = {
     "cross_attention": "softmax",
     "class_head": "linear",
     "mask_head": "product",
     "query_source": None,
+    "inference_layers": None,
+    "inference_encoder_layers": None,
     "backbone_pyramid": None,
 }
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
@@ -151,6 +153,7 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
         parts[name] = config.enforce_input_projection and not is_projected
     elif target.name == "Mask2Former":
         parts[f"encoder_levels={config.encoder_levels}"] = config.encoder_levels != 3
+        parts["query_position=False"] = not config.query_position
     parts[f"decoder_encoder_layers={config.decoder_encoder_layers}"] = config.decoder_encoder_layers > 0
     return [part for part, is_there in parts.items() if is_there] + _backbone_without_counterpart(config)
 

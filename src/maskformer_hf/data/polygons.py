@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
+from .files import read_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths, planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -60,6 +61,10 @@ class Polygons(RecordReader):
     def sample(self, record: dict[str, Any]) -> Sample:
         photo = self.read_image(record)
         height, width = photo.shape[-2:]
+        if record["size"] == [width, height] and height != width and record["image"] != record["file"]:
+            # Some tools do not turn photos as EXIF says.
+            photo = read_image(record["image"], (width, height))
+            height, width = width, height
         if record["size"] and record["size"] != [height, width]:
             raise ValueError(
                 f"{record['image']} is {(height, width)} (height, width), but {record['file']} outlines a photo of "

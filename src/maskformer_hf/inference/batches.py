@@ -66,6 +66,25 @@ def slice_outputs(outputs: Any, index: int) -> Any:
 
 
 @contextmanager
+def config_fields(model: Model, **fields: Any) -> Iterator[None]:
+    """Runs what follows with these fields of the model's configuration, those that are not None.
+
+    Raises:
+        ValueError: A value that the configuration refuses.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    before = {name: getattr(model.config, name) for name in given}
+    try:
+        for name, value in given.items():
+            setattr(model.config, name, value)
+        model.config.validate_parts()
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model.config, name, value)
+
+
+@contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Runs what follows in evaluation mode, and leaves each module of the model in the mode it was in."""
     training = [module for module in model.modules() if module.training]

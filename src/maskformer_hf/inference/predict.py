@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.result_options import TASKS, ResultOptions
-from .batches import evaluation_mode, padded_size, same_size_batches, slice_outputs
+from .batches import config_fields, evaluation_mode, padded_size, same_size_batches, slice_outputs
 from .images import ImageInput, ReadImage, image_size, read_image
 from .load import Model
 from .plans import Plan, Request, View, make_plan
@@ -22,21 +22,27 @@ class PredictOptions(TypedDict, total=False):
     threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
     mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
     overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
+    stuff_threshold, stuff_overlap_mask_area_threshold: The same for `label_ids_to_fuse`, if those have others.
     label_ids_to_fuse: Stuff classes, one panoptic segment each.
     max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
         number of queries if that is larger.
     duplicate_iou: An instance whose IoU with a better one of its class is larger is left out.
     intersect_with_mask: Whether a panoptic segment keeps only pixels that its own mask has.
-    merging: How panoptic segments share the pixels: "argmax".
+    merging: How panoptic segments share the pixels: "argmax", or "mask_wise" as in Panoptic SegFormer. With one that is
+        not the checkpoint's, `threshold` is 0.8 or 0.3, as in the papers.
     resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
+    inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel decoder's
+        encoder, run. Fewer are faster, and less exact.
     """
 
     threshold: float | None
     mask_threshold: float | None
     overlap_mask_area_threshold: float | None
+    stuff_threshold: float | None
+    stuff_overlap_mask_area_threshold: float | None
     label_ids_to_fuse: Collection[int] | None
     max_instances: int | None
     duplicate_iou: float | None
@@ -45,6 +51,8 @@ class PredictOptions(TypedDict, total=False):
     resize: Literal["logits", "scores"] | None
     tile_size: int | None
     tile_overlap: int | None
+    inference_layers: int | None
+    inference_encoder_layers: int | None
 
 
 @torch.inference_mode()
@@ -87,6 +95,7 @@ def predict(
             raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
     given: dict[str, Any] = {**options}
     tiling = Tiling.of(processor, given.pop("tile_size", None), given.pop("tile_overlap", None))
+    layers = {name: given.pop(name, None) for name in ("inference_layers", "inference_encoder_layers")}
     result_options = ResultOptions.of(model.config, check_task(task, model), **given)
     sources: Any = [images] if single else images
     requests = (
@@ -97,7 +106,7 @@ def predict(
             model.config.num_channels,
         )
     )
-    with evaluation_mode(model):
+    with evaluation_mode(model), config_fields(model, **layers):
         return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
 
 

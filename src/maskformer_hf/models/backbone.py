@@ -35,18 +35,18 @@ class Backbone(FreezableBackbone):
             stages by dilation.
     """
 
-    def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool):
+    def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool, num_maps: int = len(STRIDES)):
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
         self.body: Any = AutoBackbone.from_config(config)
         channels = list(self.body.channels)
-        if len(channels) != len(STRIDES):
+        if len(channels) != num_maps:
             raise ValueError(
                 f"The backbone gives {len(channels)} feature maps ({channels} channels), but the pixel decoder needs "
-                f"{len(STRIDES)}: set `out_features` or `out_indices` of `backbone_config`."
+                f"{num_maps}: set `out_features` or `out_indices` of `backbone_config`."
             )
         coarsest = getattr(config, "output_stride", None) or STRIDES[-1]
-        self.facts = Facts(tuple(channels), tuple(min(stride, coarsest) for stride in STRIDES))
+        self.facts = Facts(tuple(channels), tuple(min(stride, coarsest) for stride in STRIDES[-num_maps:]))
         if config.model_type in _UNUSED_NORMS:
             self.body.set_submodule(_UNUSED_NORMS[config.model_type], nn.Identity())
         if config.model_type == "resnet":
@@ -120,7 +120,7 @@ def make_backbone(config: Any) -> FreezableBackbone:
     """The backbone of a model's configuration."""
     backbone: FreezableBackbone
     if config.backbone_pyramid is None:
-        backbone = Backbone(config.backbone_config, config.freeze_batch_norm)
+        backbone = Backbone(config.backbone_config, config.freeze_batch_norm, config.num_feature_maps)
     elif config.backbone_pyramid == "tokens":
         backbone = TokenBackbone(config.backbone_config)
     else:

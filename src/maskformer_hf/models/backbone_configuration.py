@@ -10,10 +10,12 @@ from .vit_blocks import DINOV2, DINOV3
 NUM_FEATURE_LEVELS = 4
 
 
-def complete_backbone_config(backbone_config: Any, num_channels: int, pyramid: str | None = None) -> PreTrainedConfig:
+def complete_backbone_config(
+    backbone_config: Any, num_channels: int, pyramid: str | None = None, num_maps: int = NUM_FEATURE_LEVELS
+) -> PreTrainedConfig:
     """The configuration object of the backbone, with its output features and the model's number of channels.
 
-    There are four output features, below a pyramid only the last one.
+    There are `num_maps` output features, the last ones; below a pyramid only the last one.
     """
     if backbone_config is None:
         backbone_config = {"model_type": "resnet"}
@@ -42,7 +44,7 @@ def complete_backbone_config(backbone_config: Any, num_channels: int, pyramid: s
     if len(backbone_config.out_indices or ()) > 1:
         return backbone_config
     if backbone_config.model_type == "timm_backbone":
-        backbone_config.out_indices = list(range(-NUM_FEATURE_LEVELS, 0))
+        backbone_config.out_indices = list(range(-num_maps, 0))
         return backbone_config
     stage_names = [name for name in backbone_config.stage_names if name != "stem"]
     if len(stage_names) < NUM_FEATURE_LEVELS:
@@ -50,7 +52,7 @@ def complete_backbone_config(backbone_config: Any, num_channels: int, pyramid: s
             f"A {backbone_config.model_type!r} backbone with {len(stage_names)} stages has too few: the pixel decoder "
             f"needs {NUM_FEATURE_LEVELS} feature maps, at strides 4, 8, 16 and 32."
         )
-    backbone_config.out_features = stage_names[-NUM_FEATURE_LEVELS:]
+    backbone_config.out_features = stage_names[-num_maps:]
     return backbone_config
 
 

@@ -149,7 +149,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         old: Any = self.config.id2label
         new: Any = config.id2label
         rows = matching_labels(old, new)
-        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows)) is not None:
+        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows, config)) is not None:
             logger.warning(
                 "The checkpoint knows %d classes, now there are %d. Kept: %s. Re-initialised, hence to be trained: %s.",
                 len(old),
@@ -159,8 +159,8 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
             )
         _set_labels(self.config, config)
 
-    def _change_classes(self, rows: Sequence[int | None]) -> str | None:
-        """Make class i the former class `rows[i]`, or a new one.
+    def _change_classes(self, rows: Sequence[int | None], config: Any) -> str | None:
+        """Make class i the former class `rows[i]`, or a new one; `config` says which of them are stuff.
 
         Returns what is kept besides, as the beginning of a list; None where no part knows classes.
         """

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import AugmentationArguments
+from ..data.text_files import read_yaml
 from .typed_values import build
 
 
@@ -123,10 +124,7 @@ def _read_values(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in derived:
         chain = " -> ".join(str(recipe) for recipe in (*derived, path.resolve()))
         raise ValueError(f"recipes are based on each other in a circle: {chain}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
     base = values.pop("base", None)
