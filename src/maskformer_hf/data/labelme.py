@@ -1,9 +1,7 @@
 """labelme's json files: one for each image, with the shapes that were drawn on it."""
 
 import base64
-import binascii
 import difflib
-import io
 import json
 import logging
 import math
@@ -11,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torchvision import tv_tensors
 
-from .polygons import Polygons, draw, read_upright_image, record
+from ..models.image_opening import open_image
+from .files import decode_image
+from .polygons import Polygons, draw, record
 from .problems import ProblemCounter
 from .run_lengths import FARTHEST
 from .sample import VOID
@@ -37,12 +36,13 @@ def is_labelme(root: Path, split: str) -> bool:
 class Labelme(Polygons):
     """Outlines of labelme, whose json may hold the image too."""
 
-    def read_image(self, record: dict[str, Any]) -> tv_tensors.Image:
+    def read_image(self, record: dict[str, Any], size: tuple[int, int] | None) -> tv_tensors.Image:
         if record["image"] != record["file"]:
-            return super().read_image(record)
+            return super().read_image(record, size)
         content = _read(Path(record["file"]))
         assert content is not None, "it was read before"
-        return read_upright_image(base64.b64decode(content["imageData"]), name=f"imageData of {record['file']}")
+        name = f"imageData of {record['file']}"
+        return decode_image(base64.b64decode(content["imageData"]), size, upright=True, name=name)
 
 
 def labelme(root: str | Path, split: str) -> Labelme:
@@ -150,10 +150,10 @@ def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int
     if size is None:
         raise ValueError(f"{where} is a mask, but the json lacks imageHeight and imageWidth")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as png:
-            inside = np.array(png.convert("L")) > 0
-    except (KeyError, TypeError, binascii.Error, OSError) as error:
-        raise ValueError(f"{where} is a mask, but holds no PNG of it: {error!r}") from error
+        png = open_image(base64.b64decode(shape["mask"]), "its mask", upright=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is a mask, but holds no PNG of it: {error}") from error
+    inside = np.array(png.convert("L")) > 0
     left, top = (round(value) for value in points[0])
     whole = np.zeros(size, dtype=np.uint8, order="F")
     whole[max(top, 0) : top + inside.shape[0], max(left, 0) : left + inside.shape[1]] = inside[

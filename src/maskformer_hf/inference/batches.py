@@ -5,7 +5,6 @@ the same answer alone or in company.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -63,16 +62,3 @@ def slice_outputs(outputs: Any, index: int) -> Any:
     if outputs.get("masks") is not None:
         parts["masks"] = [outputs["masks"][index]]
     return type(outputs)(**parts)
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Runs what follows in evaluation mode, and leaves each module of the model in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Not `model.train()`: it would also train what its owner has frozen, such as normalisation layers.
-        for module in training:
-            module.training = True

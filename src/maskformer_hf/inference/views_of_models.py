@@ -1,0 +1,71 @@
+"""A model of somebody else in evaluation mode, without a change to it: a second tree of modules with the same weights.
+
+Threads may share a model, and one of them may train it, so its mode is never switched here.
+"""
+
+import copy
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def in_evaluation_mode(model: Model) -> Model:
+    """The model itself if all its modules are in evaluation mode, or else a view of it that is (`private_view`)."""
+    if not any(module.training for module in model.modules()):
+        return model
+    return private_view(model).eval()
+
+
+def private_view(model: Model) -> Model:
+    """The same model with modules of its own: mode, hooks, dtype, device and attributes can be changed apart.
+
+    Weights and buffers are the same memory until the view is moved or converted. A view of a compiled model is not
+    compiled.
+    """
+    # `torch.compile` wraps a function that runs the original's modules.
+    return _View().of(getattr(model, "_orig_mod", model))
+
+
+class _View:
+    def __init__(self) -> None:
+        # By the identity of what they stand for, which keeps tied weights and shared modules what they are.
+        self.twins: dict[int, Any] = {}
+        self.kept: list[Any] = []
+
+    def of(self, model: Any) -> Any:
+        modules = list(model.modules())
+        for module in modules:
+            twin = copy.copy(module)
+            twin.__dict__.pop("_compiled_call_impl", None)
+            self.twins[id(module)] = twin
+        for module in modules:
+            fields = self.twins[id(module)].__dict__
+            for name, value in list(fields.items()):
+                fields[name] = self._twin(value)
+        return self.twins[id(model)]
+
+    def _twin(self, value: Any) -> Any:
+        """What an attribute becomes: its modules, weights and bound methods are those of the view."""
+        if id(value) in self.twins:
+            return self.twins[id(value)]
+        if type(value) is nn.Parameter:
+            # Another object on the same memory, since `.to` changes the object.
+            self.twins[id(value)] = nn.Parameter(value.data, value.requires_grad)
+            self.kept.append(value)
+            return self.twins[id(value)]
+        if isinstance(value, MethodType) and id(value.__self__) in self.twins:
+            return MethodType(value.__func__, self.twins[id(value.__self__)])
+        if isinstance(value, partial):
+            return partial(value.func, *map(self._twin, value.args), **value.keywords)
+        if isinstance(value, dict):  # also the tables of children, weights and hooks
+            twin = copy.copy(value)
+            for key, item in value.items():
+                twin[key] = self._twin(item)
+            return twin
+        if type(value) in (list, tuple):
+            return type(value)(map(self._twin, value))
+        return value
