@@ -71,7 +71,7 @@ def _segment_photo(
     from ..inference.predict import predict
     from ..visualize import draw_segmentation
 
-    image = read_image(photo, reading=reading_of(processor, options.max_pixels))
+    image = read_image(photo, str(photo), reading_of(processor, options.max_pixels))
     [prediction] = predict(
         model,
         processor,

@@ -10,7 +10,8 @@ from torchvision import tv_tensors
 
 from ..models.image_files import IMAGE_SUFFIXES, is_image_file
 from ..models.image_opening import open_image
-from ..models.image_reading import Reading, read_array, to_tensor
+from ..models.image_reading import Reading
+from ..models.image_reading import read_image as read_tensor
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
@@ -47,8 +48,8 @@ def decode_image(
     Raises:
         ValueError: A file that cannot be read, or one of more than 8 bits a channel whose range is not clear.
     """
-    pixels = read_array(source, name, Reading(may_guess=False), upright=upright, size=size)
-    return tv_tensors.Image(to_tensor(pixels).contiguous())
+    pixels = read_tensor(source, name, Reading(may_guess=False), upright=upright, size=size)
+    return tv_tensors.Image(pixels.contiguous())
 
 
 def read_id_map(path: str | Path) -> np.ndarray:

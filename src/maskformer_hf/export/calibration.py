@@ -40,7 +40,7 @@ class CalibrationPhotos:
         return next(self.inputs, None)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        image = read_image(path, reading=reading_of(self.processor))
+        image = read_image(path, str(path), reading_of(self.processor))
         pixel_values = preprocess(self.processor, image)["pixel_values"]
         if self.static_size:
             pixel_values = F.interpolate(pixel_values, size=self.static_size, mode="bilinear", align_corners=False)

@@ -17,7 +17,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from ..models.result_options import ResultOptions
 from ..models.results import results_of
 from .batches import forward_batch, padded_size, same_size_batches, slice_outputs
-from .images import image_size, preprocess, read_array, reading_of
+from .images import image_size, preprocess, read_image, reading_of
 from .predict import check_task
 from .prediction import Prediction
 from .views_of_models import private_view
@@ -66,7 +66,7 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> Any:
         """What `predict` takes as an image, to the inputs of the model."""
         reading = reading_of(self.image_processor)
-        read = read_array(image, "The image", reading, timeout=timeout)
+        read = read_image(image, "The image", reading, timeout=timeout)
         inputs = preprocess(self.image_processor, read).to(self.dtype)
         inputs["target_size"] = [image_size(read)]
         return inputs

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.parts import Part, names_of, part_of, register
 from ..models.result_options import ResultOptions
 from ..models.results import results_of
 from .batches import Inputs, forward_batch
-from .images import ReadImage, crop_image, image_size, preprocess
+from .images import crop_image, image_size, preprocess
 from .load import Model
 from .prediction import Prediction
 from .tiles import TileMerger
@@ -28,7 +30,7 @@ class Request:
     """What is asked of one image.
 
     Attributes:
-        image: As `read_image` gives it.
+        image: (C, H, W) uint8, upright; other values where the processor does not scale by 1 / 255.
         size: Height and width of the result.
         options: How outputs become a result.
         tiling: Size and overlap of tiles in pixels of the image.
@@ -36,7 +38,7 @@ class Request:
 
     model: Model
     processor: MaskFormerHfImageProcessor
-    image: ReadImage
+    image: torch.Tensor
     size: tuple[int, int]
     options: ResultOptions
     tiling: Tiling

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.result_options import TASKS, ResultOptions
 from .batches import padded_size, same_size_batches, slice_outputs
-from .images import ImageInput, ReadImage, Reading, image_size, is_image, read_image, reading_of
+from .images import ImageInput, Reading, image_size, is_image, read_image, reading_of
 from .load import Model
 from .plans import Plan, Request, View, make_plan
 from .prediction import Prediction, Task
@@ -105,10 +105,10 @@ def predict(
 
 def _read_images(
     sources: Iterable[ImageInput], target_sizes: Literal["original"] | Sequence[tuple[int, int]], reading: Reading
-) -> Iterator[tuple[ReadImage, tuple[int, int]]]:
+) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
     """Images, and the height and width of their results."""
     for index, source in enumerate(sources):
-        image = read_image(source, name=f"Image {index}", reading=reading)
+        image = read_image(source, f"Image {index}", reading)
         size = image_size(image)
         if target_sizes != "original":
             if index >= len(target_sizes):

@@ -177,7 +177,7 @@ def _read_frames(
     reading = reading_of(processor, max_pixels)
     first_size = None
     for index, source in enumerate(frames):
-        image = read_image(source, name=f"Frame {index}", reading=reading)
+        image = read_image(source, f"Frame {index}", reading)
         size = image_size(image)
         first_size = first_size or size
         if size != first_size:

@@ -45,7 +45,10 @@ class _View:
         for module in modules:
             fields = self.twins[id(module)].__dict__
             for name, value in list(fields.items()):
-                fields[name] = self._twin(value)
+                twin = self._twin(value)
+                # torch's own tables: of children, weights, buffers and hooks.
+                is_table = twin is value and isinstance(value, dict) and name.startswith("_")
+                fields[name] = copy.copy(value) if is_table else twin
         return self.twins[id(model)]
 
     def _twin(self, value: Any) -> Any:
@@ -60,12 +63,16 @@ class _View:
         if isinstance(value, MethodType) and id(value.__self__) in self.twins:
             return MethodType(value.__func__, self.twins[id(value.__self__)])
         if isinstance(value, partial):
-            return partial(value.func, *map(self._twin, value.args), **value.keywords)
-        if isinstance(value, dict):  # also the tables of children, weights and hooks
-            twin = copy.copy(value)
-            for key, item in value.items():
-                twin[key] = self._twin(item)
-            return twin
-        if type(value) in (list, tuple):
-            return type(value)(map(self._twin, value))
+            args = [self._twin(item) for item in value.args]
+            return value if args == list(value.args) else partial(value.func, *args, **value.keywords)
+        if isinstance(value, dict):
+            changed = {key: twin for key, item in value.items() if (twin := self._twin(item)) is not item}
+            if changed:
+                # The class of a dictionary, and its order, may matter.
+                value = copy.copy(value)
+                value.update(changed)
+        elif type(value) in (list, tuple):
+            twins = [self._twin(item) for item in value]
+            if any(twin is not item for twin, item in zip(twins, value, strict=True)):
+                return type(value)(twins)
         return value

@@ -77,7 +77,7 @@ def open_image(
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {name}.") from error
     except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no image, or none that Pillow reads.") from error
+        raise ValueError(f"{name} cannot be read: it is no image, or none that Pillow knows.") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(_too_large(name, str(error))) from error
     except Exception as error:

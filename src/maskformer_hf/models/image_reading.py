@@ -87,8 +87,7 @@ def read_images(
     read = []
     for index, image in enumerate(images):
         size = None if sizes is None else sizes[index]
-        array = read_array(image, f"Image {index}", reading, upright=sizes is None, size=size)
-        tensor = to_tensor(array)
+        tensor = read_image(image, f"Image {index}", reading, upright=sizes is None, size=size)
         # torchvision resizes uint8 and float32 on every device.
         tensor = (tensor if tensor.dtype == torch.uint8 else tensor.float()).contiguous()
         read.append(tensor if device is None else tensor.to(device))
@@ -97,16 +96,18 @@ def read_images(
     return read
 
 
-def read_array(
+def read_image(
     image: Any,
-    name: str,
-    reading: Reading,
+    name: str = "The image",
+    reading: Reading = Reading(),  # noqa: B008  (it cannot be changed)
     *,
     upright: bool = True,
     size: tuple[int, int] | None = None,
     timeout: float | None = None,
-) -> Any:
-    """An image of any kind as (C, H, W), an array or a tensor; a view of one that need not be changed.
+) -> Tensor:
+    """An image of any kind as (C, H, W): uint8, or of its own dtype if values stay. Not to be written to.
+
+    It is a view of an array or a tensor that need not be changed, so that tiles of a memory-mapped file are read alone.
 
     Args:
         image: What `open_image` opens, or an array or tensor of any dtype: (H, W), (C, H, W) or (H, W, C).
@@ -132,8 +133,8 @@ def read_array(
         )
     array = _channels_first(image, name, reading, data_format)
     if reading.is_8_bit:
-        return as_8_bits(array, name, may_guess=reading.may_guess)
-    tensor = to_tensor(array)
+        array = as_8_bits(array, name, may_guess=reading.may_guess)
+    tensor = array if isinstance(array, Tensor) else _tensor_of(array)
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         value = tensor[~torch.isfinite(tensor)][0].item()
         raise ValueError(f"{name} holds {value}; replace values that are not finite before.")
@@ -147,14 +148,24 @@ def as_tensor(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
 
 
-def to_tensor(array: Any) -> Tensor:
-    """What `read_array` gives as a tensor."""
-    if isinstance(array, Tensor):
-        return array
+class _Memory:
+    """The memory of an array, as something that could be written to; nothing here writes to it.
+
+    torch asks for that, where photos and memory-mapped files are read-only, and a copy may be large.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self.array = array
+
+
+def _tensor_of(array: np.ndarray) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    # torch wants memory that it could write to, and no negative strides.
-    return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Memory(array)))
 
 
 def _pixels_of(picture: PIL.Image.Image, reading: Reading, name: str) -> np.ndarray:
@@ -187,7 +198,7 @@ def _channels_first(image: Any, name: str, reading: Reading, data_format: Any) -
     if converts and found in (2, 4) and wanted == found - 1:
         image = image[:wanted]  # transparency
     elif converts and found in (1, 2) and wanted == 3:
-        image = image[[0, 0, 0]] if isinstance(image, np.ndarray) else image[:1].expand(3, -1, -1)
+        image = image[:1].repeat(3, 0) if isinstance(image, np.ndarray) else image[:1].expand(3, -1, -1)
     if reading.channels is not None and image.shape[0] != reading.channels:
         raise ValueError(
             f"{name} has {found} channels (its shape is {shape}) where the model takes {reading.channels}, the number "
