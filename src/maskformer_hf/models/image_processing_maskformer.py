@@ -304,7 +304,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
           altogether. With `return_binary_maps` the masks (N, H, W) bool, with `return_coco_annotation` a list of
           pycocotools RLE dicts; these may overlap, and `overlap_mask_area_threshold` has no effect on them.
         - `segments_info`: id, label_id, was_fused (False), score, area in pixels of the mask, box (x0, y0, x1, y1) in
-          pixels.
+          pixels. With `return_binary_maps` ids count from 0, as what reads these maps indexes them by id.
         - `masks` (N, H, W) bool, possibly overlapping, and `boxes` (N, 4) float32, in the order of `segments_info`.
         """
         if return_coco_annotation and return_binary_maps:
@@ -329,6 +329,8 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
                 result = draw_instances(result, overlap_mask_area_threshold)
                 segmentation = result.segmentation
             segments = [{**segment, "score": round(segment["score"], 6)} for segment in result.segments]
+            if return_binary_maps:
+                segments = [{**segment, "id": index} for index, segment in enumerate(segments)]
             arrays = {"masks": result.masks, "boxes": result.boxes}
             found.append({"segmentation": segmentation, "segments_info": segments, **arrays})
         return found

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from maskformer_hf import MaskFormerImageProcessor, MaskFormerVideoProcessor, draw_segmentation, predict
 from maskformer_hf.inference.images import read_image
-from tests.models.test_image_opening import TEXTS, chunk, odd_exif
+from tests.models.test_opening_images import TEXTS, chunk, odd_exif
 
 DOCS = Path(__file__).parents[2] / "docs" / "images.md"
 SIZE = (24, 40)
