@@ -36,7 +36,16 @@ from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("fine-tune-on-your-data", "video", "parts", "moving-from-transformers", "command-line", "metrics", "data")
+PAGES = (
+    "fine-tune-on-your-data",
+    "video",
+    "parts",
+    "moving-from-transformers",
+    "command-line",
+    "metrics",
+    "data",
+    "images",
+)
 # What was measured: trainings of half an hour, whose commands are read and not run.
 RESULTS = ("mask-classification-on-small-data",)
 LANGUAGES = {"python", "bash", "yaml", "text"}
