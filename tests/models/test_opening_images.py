@@ -1,16 +1,21 @@
 """The one opener of images: what is odd in a file does not matter, and what matters is said with the file's name."""
 
 import io
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 from PIL import Image
 
+import maskformer_hf
 from maskformer_hf import MaskFormerImageProcessor
+from maskformer_hf.data import from_datasets
 from maskformer_hf.data.files import decode_image, read_id_map, read_image
 from maskformer_hf.models.image_opening import ORIENTATION, TURNS, open_image
 from maskformer_hf.models.image_reading import as_tensor
@@ -92,6 +97,7 @@ def test_an_image_is_turned_once(value, kind):
     data = with_orientation(value, kind)
     expected = np.asarray(Image.fromarray(PIXELS).transpose(TURNS[value])) if value in TURNS else PIXELS
     assert np.array_equal(np.asarray(open_image(data)), expected)
+    assert np.array_equal(np.asarray(open_image(open_image(data))), expected)
     # Pillow itself turns a TIFF, whose orientation is part of the format.
     stored = expected if kind == "tiff" else PIXELS
     assert np.array_equal(np.asarray(open_image(data, upright=False)), stored)
@@ -201,3 +207,30 @@ def test_what_is_no_file_is_said(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             open_image(source)
+
+
+def test_every_reader_of_data_opens_images_here():
+    """No other file of the package opens or turns an image."""
+    package = Path(maskformer_hf.__file__).parent
+    found = {
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"Image\.open\(|exif_transpose|load_image\(|DecompressionBomb", path.read_text(encoding="utf-8"))
+    }
+    assert found == {"image_opening.py"}
+
+
+@pytest.mark.parametrize("exif", odd_exif())
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_datasets_are_opened_here(exif):
+    table = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": encoded(exif=exif), "path": None}, {"bytes": with_orientation(6), "path": None}],
+            "label": [{"bytes": encoded(np.ones(size, np.uint8)), "path": None} for size in ((8, 12), (12, 8))],
+        },
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Image()}),
+    )
+    data = from_datasets(table, id2label={0: "a", 1: "b"})
+    turned = np.asarray(Image.fromarray(PIXELS).transpose(TURNS[6]))
+    for sample, expected in zip((data[0], data[1]), (PIXELS, turned), strict=True):
+        assert np.array_equal(sample["image"].permute(1, 2, 0), expected)

@@ -191,7 +191,13 @@ def _turned(image: PIL.Image.Image, upright: bool, size: tuple[int, int] | None)
     turned = stored[::-1] if turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8]) else stored
     if size is not None and (size == stored) != (size == turned):
         upright = size == turned
-    return image.transpose(turn) if upright else image
+    if not upright:
+        return image
+    image = image.transpose(turn)
+    # What has been turned must not be turned again.
+    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    return image
 
 
 def _turn_of(image: PIL.Image.Image) -> Transpose | None:
