@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torchvision import tv_tensors
@@ -37,12 +38,12 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
 
 
 def decode_image(
-    source: str | Path | bytes, size: tuple[int, int] | None = None, *, upright: bool, name: str = ""
+    source: Any, size: tuple[int, int] | None = None, *, upright: bool, name: str = ""
 ) -> tv_tensors.Image:
     """An image of any mode as (3, H, W) uint8 RGB: `upright` by EXIF, as drawing tools show it, or as it is stored.
 
     Args:
-        source: path, or the bytes of a file, which messages call `name`.
+        source: what `open_image` opens. Messages call what has no path `name`.
         size: (height, width) of the annotations. If it fits only the other way, that one is taken.
 
     Raises:

@@ -34,7 +34,6 @@ class _View:
     def __init__(self) -> None:
         # By the identity of what they stand for, which keeps tied weights and shared modules what they are.
         self.twins: dict[int, Any] = {}
-        self.kept: list[Any] = []
 
     def of(self, model: Any) -> Any:
         modules = list(model.modules())
@@ -58,7 +57,6 @@ class _View:
         if type(value) is nn.Parameter:
             # Another object on the same memory, since `.to` changes the object.
             self.twins[id(value)] = nn.Parameter(value.data, value.requires_grad)
-            self.kept.append(value)
             return self.twins[id(value)]
         if isinstance(value, MethodType) and id(value.__self__) in self.twins:
             return MethodType(value.__func__, self.twins[id(value.__self__)])
