@@ -47,7 +47,7 @@ class _View:
                 twin = self._twin(value)
                 # torch's own tables: of children, weights, buffers and hooks.
                 is_table = twin is value and isinstance(value, dict) and name.startswith("_")
-                fields[name] = copy.copy(value) if is_table else twin
+                fields[name] = value.copy() if is_table else twin
         return self.twins[id(model)]
 
     def _twin(self, value: Any) -> Any:
@@ -67,7 +67,7 @@ class _View:
             changed = {key: twin for key, item in value.items() if (twin := self._twin(item)) is not item}
             if changed:
                 # The class of a dictionary, and its order, may matter.
-                value = copy.copy(value)
+                value = value.copy()
                 value.update(changed)
         elif type(value) in (list, tuple):
             twins = [self._twin(item) for item in value]
