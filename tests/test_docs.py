@@ -216,6 +216,10 @@ def test_metrics(workplace):
     assert run_page("metrics")["result"]["boundary_iou"] == 1
 
 
+def test_images(workplace):
+    run_page("images")
+
+
 def test_data(workplace, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workplace / "cache")
     for name, write in LAYOUTS.items():
