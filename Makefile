@@ -12,7 +12,7 @@ ARGS ?=
 .PHONY: demo test quick lint types format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/maskformer segment examples/street.jpg --output result.png
+	$(BIN)/maskformer segment examples/street.jpg --output result.png --overwrite
 
 # All tests, in under ten minutes on two cores.
 test: $(VENV)/.installed-test

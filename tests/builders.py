@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from maskformer_hf import MaskFormerConfig, MaskFormerVideoConfig, PerPixelBaselineConfig
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.presets import MASK2FORMER
+from maskformer_hf.presets import EOMT, MASK2FORMER
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -62,9 +62,22 @@ def convnext(*hidden_sizes: int, **fields: Any) -> dict[str, Any]:
     return {"model_type": "convnext", "hidden_sizes": widths, "depths": [1, 1, 1, 1], **fields}
 
 
+def vit(model_type: str = "dinov2", *, patch_size: int = 14, image_size: int = 56, **fields: Any) -> dict[str, Any]:
+    """A plain vision transformer: `dinov2`, `dinov2_with_registers`, `dinov3_vit`, `vit`, `beit`, ..."""
+    widths: dict[str, Any] = {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 48}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, **widths, **fields}
+    return {"model_type": model_type, "patch_size": patch_size, "image_size": image_size, **sizes}
+
+
 def timm_backbone(name: str = "test_efficientnet", **fields: Any) -> dict[str, Any]:
     """A backbone of timm, which has tiny ones for tests: `test_efficientnet`, `test_convnext`, `test_vit`."""
     return {"model_type": "timm_backbone", "backbone": name, **fields}
+
+
+def eomt_backbone(model_type: str = "dinov2_with_registers", **fields: Any) -> dict[str, Any]:
+    """The lower blocks of an EoMT."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_register_tokens": 2, "layer_norm_eps": 1e-6}
+    return vit(model_type, patch_size=16, image_size=64, **sizes, **fields)
 
 
 # --- configurations and models
@@ -83,6 +96,10 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "maskformer": (MaskFormerConfig, {"num_queries": 5}),
     "mask2former": (MaskFormerConfig, {**MASK2FORMER, "encoder_ffn_dim": 40, "num_points": 64, "num_queries": 5}),
     "video": (MaskFormerVideoConfig, {"encoder_ffn_dim": 40, "num_points": 64, "num_queries": 5}),
+    "eomt": (
+        MaskFormerConfig,
+        {"backbone_config": eomt_backbone(), **EOMT, "mask_feature_size": 32, "num_points": 64, "num_queries": 5},
+    ),
     "per_pixel": (PerPixelBaselineConfig, {}),
 }
 
@@ -90,8 +107,8 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
 def tiny_config(kind: str = "maskformer", *, labels: Sequence[str] | None = None, **fields: Any) -> Any:
     """The configuration of a model of some ten thousand weights.
 
-    `kind` is one of "maskformer", "mask2former", "video" and "per_pixel"; `labels` are names of classes, three without
-    names if there are none; `fields` are those of the configuration and win over the sizes here.
+    `kind` is one of "maskformer", "mask2former", "eomt", "video" and "per_pixel"; `labels` are names of classes, three
+    without names if there are none; `fields` are those of the configuration and win over the sizes here.
     """
     config_class, own = KINDS[kind]
     names: dict[str, Any] = {}
@@ -99,7 +116,7 @@ def tiny_config(kind: str = "maskformer", *, labels: Sequence[str] | None = None
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     elif "id2label" not in fields:
         names = {"num_labels": 3}
-    return config_class(**{"backbone_config": resnet(), **own, **SIZES, **names, **fields})
+    return config_class(**{"backbone_config": resnet(), **SIZES, **own, **names, **fields})
 
 
 def tiny_transformers_config(**fields: Any) -> transformers.MaskFormerConfig:

@@ -168,6 +168,7 @@ def _load(path: Path) -> ModuleType:
 # --- the pages -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fine_tune_on_your_data(workplace, hub):
     found = run_page("fine-tune-on-your-data")
     log = (workplace / "runs" / "mine" / "log.jsonl").read_text()
@@ -205,6 +206,7 @@ def test_moving_from_transformers(workplace, released):
     assert found["model"].config.id2label[0] == "wall"
 
 
+@pytest.mark.slow
 def test_command_line(workplace, released, photos, hub):
     run_page("command-line")
     assert (workplace / "result.png").is_file()
@@ -242,6 +244,7 @@ def test_data(workplace, monkeypatch):
     assert opened["ade20k"].task == "panoptic"
 
 
+@pytest.mark.slow
 def test_video(workplace):
     found = run_page("video")
     assert found["prediction"].num_frames == 8

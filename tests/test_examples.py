@@ -45,6 +45,7 @@ def test_every_photo_has_its_terms():
         assert f"`{photo}`" in terms, photo
 
 
+@pytest.mark.slow
 def test_segment_photo(run, tiny_checkpoint, photo_paths, tmp_path):
     result = run("segment_photo.py", photo_paths[0], "result.png", tiny_checkpoint)
     assert result.returncode == 0, result.stderr
@@ -52,6 +53,7 @@ def test_segment_photo(run, tiny_checkpoint, photo_paths, tmp_path):
     assert Image.open(tmp_path / "result.png").height >= Image.open(photo_paths[0]).height
 
 
+@pytest.mark.slow
 def test_pipeline_many_photos(run, tiny_checkpoint, photo_paths, tmp_path):
     result = run("pipeline_many_photos.py", tiny_checkpoint, *photo_paths)
     assert result.returncode == 0, result.stderr
@@ -84,6 +86,7 @@ def checkpoint_without_dropout(tmp_path, tiny_model, tiny_processor) -> Path:
     return tmp_path / "start"
 
 
+@pytest.mark.slow
 def test_train_on_own_photos(run, own_photos, tiny_checkpoint, photo_paths, tmp_path):
     result = run(
         "train_on_own_photos.py", own_photos, photo_paths[0], f"model.checkpoint={tiny_checkpoint}", "steps=2",
@@ -97,6 +100,7 @@ def test_train_on_own_photos(run, own_photos, tiny_checkpoint, photo_paths, tmp_
 SIZES = ("--batch-size", "2", "--short-edge", "64", "96", "--crop-size", "64", "64")
 
 
+@pytest.mark.slow
 def test_train_with_trainer(run, own_photos, checkpoint_without_dropout, tmp_path):
     """Its first two losses and gradient norms are those of `maskformer train`."""
     result = run(
@@ -132,6 +136,7 @@ log_every: 1
         assert theirs[step]["grad_norm"] == pytest.approx(ours[step]["gradient_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lora(run, own_photos, checkpoint_without_dropout, tmp_path):
     arguments = ("--checkpoint", checkpoint_without_dropout, "--steps", "25", *SIZES)
     result = run("lora.py", own_photos, *arguments, "--output", "lora")

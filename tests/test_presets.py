@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from maskformer_hf import MaskFormerVideoProcessor
+from maskformer_hf.conversion.to_transformers import _target, transformers_config
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
-from maskformer_hf.presets import MASK2FORMER, PRESETS, class_names, image_processor_for
+from maskformer_hf.presets import EOMT_PRESETS, MASK2FORMER, PRESETS, class_names, image_processor_for
 
 # Parameters of the original's models, built from its configuration files. Frozen BatchNorm has none.
 PARAMETERS = {
@@ -90,6 +91,15 @@ MASK2FORMER_PARAMETERS |= {
     "mask2former_swin_large_mapillary_panoptic": PANOPTIC_LARGE + 257 * 65,
 }
 PARAMETERS |= MASK2FORMER_PARAMETERS
+# MP-Former has an embedding of each class, and no positions of queries.
+PARAMETERS |= {"mpformer_resnet50_coco_instance": 43_965_137, "mpformer_resnet50_coco_panoptic": 43_992_326}
+# The original's counts have the affine terms of frozen BatchNorm.
+SEGFORMER_PARAMETERS = {
+    "panoptic_segformer_resnet50_coco_panoptic": 51_271_900 - 53_120,
+    "panoptic_segformer_resnet101_coco_panoptic": 70_264_028 - 105_344,
+    "panoptic_segformer_swin_large_coco_panoptic": 221_352_624,
+}
+PARAMETERS |= SEGFORMER_PARAMETERS
 
 # The same of Mask2Former-VIS. Both versions of its data have 40 classes.
 VIDEO_PARAMETERS = {
@@ -106,6 +116,39 @@ VIDEO_PARAMETERS = {
 }
 PARAMETERS |= VIDEO_PARAMETERS
 
+# The same of PEM. Cityscapes' backbones have trained BatchNorm.
+PEM_PARAMETERS = {
+    "pem_resnet50_ade20k": 35_513_128,
+    "pem_resnet50_ade20k_panoptic": 35_513_128,
+    "pem_resnet50_cityscapes": 35_532_581,
+    "pem_resnet50_cityscapes_panoptic": 35_532_581,
+}
+PARAMETERS |= PEM_PARAMETERS
+# As transformers' own model of that configuration, see `test_eomts_are_transformers`.
+PARAMETERS |= {
+    "eomt_small_640_coco_panoptic": 23_975_942,
+    "eomt_base_640_coco_panoptic": 93_663_110,
+    "eomt_large_640_coco_panoptic": 316_695_686,
+    "eomt_giant_640_coco_panoptic": 1_163_622_022,
+    "eomt_large_1280_coco_panoptic": 321_610_886,
+    "eomt_giant_1280_coco_panoptic": 1_170_994_822,
+    "eomt_small_640_dinov3_coco_panoptic": 23_356_934,
+    "eomt_base_640_dinov3_coco_panoptic": 92_425_094,
+    "eomt_large_640_dinov3_coco_panoptic": 315_032_710,
+    "eomt_large_1280_dinov3_coco_panoptic": 315_032_710,
+    "eomt_large_640_coco_instance": 316_641_361,
+    "eomt_large_1280_coco_instance": 321_556_561,
+    "eomt_large_640_dinov3_coco_instance": 314_978_385,
+    "eomt_large_1280_dinov3_coco_instance": 314_978_385,
+    "eomt_large_640_ade20k_panoptic": 316_713_111,
+    "eomt_giant_640_ade20k_panoptic": 1_163_648_151,
+    "eomt_large_1280_ade20k_panoptic": 321_628_311,
+    "eomt_giant_1280_ade20k_panoptic": 1_171_020_951,
+    "eomt_large_512_ade20k": 316_020_887,
+    "eomt_large_512_dinov3_ade20k": 314_947_735,
+    "eomt_large_1024_cityscapes": 319_032_340,
+}
+
 # Affine terms of BatchNorm, which are parameters where it is not frozen.
 AFFINE_TERMS = {"resnet50": 53_120, "resnet101": 105_344, "resnet101c": 105_728}
 
@@ -119,7 +162,7 @@ def count_parameters(config) -> int:
 def test_every_preset_is_counted():
     assert PRESETS.keys() == PARAMETERS.keys()
     # Some tables have two Swin-B, which are one preset.
-    assert len(PRESETS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 * 6
+    assert len(PRESETS) - len(PEM_PARAMETERS) == 30 + 2 * 6 + 3 * 6 + 6 + 2 + 2 + 2 + 2 + 2 + 3 + 2 * 6 + 21
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -166,8 +209,11 @@ def test_labels_task_and_thresholds(name):
     expected = 0.7 if name.endswith("ade20k_panoptic") and name.startswith("maskformer") else 0.8
     if name.endswith("mapillary_panoptic"):
         expected = 0.0
-    assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, 0.8)
-    assert config.intersect_with_mask == name.startswith("mask2former")
+    least_left = 0.8
+    if name in SEGFORMER_PARAMETERS:
+        expected, least_left = 0.3 if "swin" in name else 0.25, 0.6
+    assert (config.object_mask_threshold, config.overlap_mask_area_threshold) == (expected, least_left)
+    assert config.intersect_with_mask == name.startswith(("mask2former", "mpformer", "pem", "eomt"))
     if config.task == "instance":
         first = {"coco": "person", "cityscapes": "person", "ade20k": "bed"}
         assert config.id2label[0] == next(label for dataset, label in first.items() if dataset in name)
@@ -264,3 +310,16 @@ def test_unknown_preset_is_named():
         ValueError, match=r"no preset 'maskformer_resnet18_ade20k'; there are maskformer_resnet50_ade20k"
     ):
         image_processor_for("maskformer_resnet18_ade20k")
+
+
+@pytest.mark.parametrize("name", EOMT_PRESETS)
+def test_eomts_are_transformers(name):
+    config = PRESETS[name]()
+    theirs = _target(config)
+    with torch.device("meta"):
+        model = theirs.model(transformers_config(config))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    side = config.backbone_config.image_size
+    size, divisor = image_processor_for(name).size, image_processor_for(name).size_divisor
+    assert size["shortest_edge"] == side
+    assert (size["longest_edge"], divisor) == ((4 * side, 16) if config.task == "semantic" else (side, side))

@@ -33,6 +33,7 @@ def workplace(tmp_path, monkeypatch, tiny_checkpoint) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_python_blocks_run(workplace):
     code = blocks("python")
     assert len(code) == 6
@@ -43,6 +44,7 @@ def test_python_blocks_run(workplace):
     assert namespace["outputs"].class_queries_logits.shape == (1, 100, 4)
 
 
+@pytest.mark.slow
 def test_commands_run(workplace):
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("maskformer ")]

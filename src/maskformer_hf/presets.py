@@ -1,5 +1,6 @@
 """The configurations in the tables of MaskFormer (https://arxiv.org/abs/2107.06278) and in Mask2Former's model zoo
-(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), by name.
+(https://arxiv.org/abs/2112.01527, and for videos https://arxiv.org/abs/2112.10764), and PEM's with a ResNet
+(https://arxiv.org/abs/2402.19422), by name.
 
 >>> from maskformer_hf import MaskFormerForUniversalSegmentation
 >>> from maskformer_hf.presets import PRESETS, image_processor_for
@@ -20,7 +21,9 @@ from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 from .models.result_options import facts_of
 from .models.transformers_layout import MASK2FORMER_PARTS
+from .models.transformers_layout_eomt import EOMT_PARTS
 from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
+from .models.vit_blocks import DINOV2, DINOV3
 
 RESNET50 = {"model_type": "resnet"}
 RESNET101 = {"model_type": "resnet", "depths": [3, 4, 23, 3]}
@@ -54,6 +57,46 @@ MASK2FORMER: dict[str, Any] = {
     "class_weight": 2.0,
     "mask_weight": 5.0,
     "dice_weight": 5.0,
+}
+
+# The fields that turn a configuration into a PEM (https://arxiv.org/abs/2402.19422).
+PEM_PARTS = {"pixel_decoder": "pem", "cross_attention": "prototype"}
+PEM: dict[str, Any] = {
+    **MASK2FORMER,
+    **PEM_PARTS,
+    "encoder_ffn_dim": None,
+    "feature_size": 128,
+    "decoder_layers": 6,
+    "pre_norm": True,
+    "enforce_input_projection": True,
+}
+
+# The fields that turn a Mask2Former into an MP-Former (https://arxiv.org/abs/2303.07336), as its code trains it: labels
+# have noise, masks have none.
+MPFORMER: dict[str, Any] = {
+    **MASK2FORMER,
+    "query_source": "denoising",
+    "query_position": False,
+    "denoising_groups": 1,
+    "denoising_label_noise": 0.2,
+}
+
+# The fields that turn a configuration into a Panoptic SegFormer (https://arxiv.org/abs/2109.03814).
+PANOPTIC_SEGFORMER: dict[str, Any] = {
+    "pixel_decoder": "encoder",
+    "transformer_decoder": "panoptic_segformer",
+    "criterion": "panoptic_segformer",
+    "ffn_dim": 1024,
+    "num_queries": 300,
+    "class_weight": 2.0,
+    "dice_weight": 2.0,
+    "class_scores": "sigmoid",
+    "mask_values": "linear",
+    "panoptic_merging": "mask_wise",
+    "object_mask_threshold": 0.25,
+    # A thing may be covered by two fifths, stuff by one.
+    "overlap_mask_area_threshold": 0.6,
+    "stuff_overlap_mask_area_threshold": 0.8,
 }
 
 # Image processors by the last part of a preset's name. `ignore_index` and `do_reduce_labels` fit the segmentation maps
@@ -188,9 +231,9 @@ _MASK2FORMER_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def _mask2former(backbone: str, table: str) -> MaskFormerHfConfig:
+def _mask2former(backbone: str, table: str, parts: dict[str, Any] = MASK2FORMER) -> MaskFormerHfConfig:
     dataset, task, _ = _MASK2FORMER_ZOO[table]
-    fields: dict[str, Any] = {**MASK2FORMER, "task": task}
+    fields: dict[str, Any] = {**parts, "task": task}
     if task == "instance":
         # Data for instances have no stuff.
         fields |= _numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
@@ -212,6 +255,55 @@ MASK2FORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     for backbone in backbones
 }
 
+# The original has these two of its own.
+MPFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"mpformer_resnet50_{table}": partial(_mask2former, "resnet50", table, MPFORMER)
+    for table in ("coco_instance", "coco_panoptic")
+}
+
+
+# --- Panoptic SegFormer ----------------------------------------------------------------------------------------------
+
+# Its Swin-L is pretrained with 224 pixels.
+_SEGFORMER_BACKBONES = {
+    "resnet50": RESNET50,
+    "resnet101": RESNET101,
+    "swin_large": {**SWIN_LARGE, "window_size": 7, "image_size": 224},
+}
+
+
+def _panoptic_segformer(backbone: str) -> MaskFormerHfConfig:
+    fields = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
+    config = _maskformer("resnet50", "coco_panoptic_133")
+    return MaskFormerHfConfig(
+        backbone_config=deepcopy(_SEGFORMER_BACKBONES[backbone]),
+        **_labels("coco_panoptic_133"),
+        label_ids_to_fuse=config.label_ids_to_fuse,
+        **fields,
+    )
+
+
+SEGFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"panoptic_segformer_{backbone}_coco_panoptic": partial(_panoptic_segformer, backbone)
+    for backbone in _SEGFORMER_BACKBONES
+}
+
+
+# --- PEM with a ResNet; its STDC backbones are not among those of transformers and timm ------------------------------
+
+
+def _pem(dataset: str, **fields: Any) -> MaskFormerHfConfig:
+    # The backbones for Cityscapes were trained with SyncBN.
+    return _maskformer("resnet50", dataset, freeze_batch_norm=dataset != "cityscapes_19", **PEM, **fields)
+
+
+PEM_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    "pem_resnet50_ade20k": partial(_pem, "ade20k_150", task="semantic"),
+    "pem_resnet50_ade20k_panoptic": partial(_pem, "ade20k_150"),
+    "pem_resnet50_cityscapes": partial(_pem, "cityscapes_19", task="semantic"),
+    "pem_resnet50_cityscapes_panoptic": partial(_pem, "cityscapes_19"),
+}
+
 
 # --- Mask2Former-VIS, 40 classes -------------------------------------------------------------------------------------
 
@@ -231,11 +323,85 @@ VIDEO_PRESETS: dict[str, Callable[[], MaskFormerHfVideoConfig]] = {
 }
 
 
+# --- EoMT ------------------------------------------------------------------------------------------------------------
+
+# The fields that turn a configuration into an EoMT (https://arxiv.org/abs/2503.19108).
+EOMT: dict[str, Any] = {**EOMT_PARTS, "class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
+# Width, heads, blocks, and how many of them queries join.
+_VITS = {"small": (384, 6, 12, 3), "base": (768, 12, 12, 3), "large": (1024, 16, 24, 4), "giant": (1536, 24, 40, 5)}
+# By the last part of a preset's name: its classes, its task, and the models in that table, by size and side of images.
+_EOMT_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "coco_panoptic": (
+        "coco_panoptic_133",
+        "panoptic",
+        (
+            *(f"{size}_640" for size in _VITS),
+            "large_1280",
+            "giant_1280",
+            *(f"{size}_640_dinov3" for size in ("small", "base", "large")),
+            "large_1280_dinov3",
+        ),
+    ),
+    "coco_instance": (
+        "coco_panoptic_133",
+        "instance",
+        ("large_640", "large_1280", "large_640_dinov3", "large_1280_dinov3"),
+    ),
+    "ade20k_panoptic": ("ade20k_150", "panoptic", ("large_640", "giant_640", "large_1280", "giant_1280")),
+    "ade20k": ("ade20k_150", "semantic", ("large_512", "large_512_dinov3")),
+    "cityscapes": ("cityscapes_19", "semantic", ("large_1024",)),
+}
+
+
+def _eomt(model: str, table: str) -> MaskFormerHfConfig:
+    dataset, task, _ = _EOMT_ZOO[table]
+    size, side, *is_dinov3 = model.split("_")
+    width, heads, blocks, joined = _VITS[size]
+    backbone: dict[str, Any] = {
+        "model_type": DINOV3 if is_dinov3 else DINOV2,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_hidden_layers": blocks - joined,
+        "num_register_tokens": 4,
+        "image_size": int(side),
+        "patch_size": 16,
+        "layer_norm_eps": 1e-6,
+    }
+    if is_dinov3:
+        backbone["intermediate_size"] = 4 * width
+    else:
+        backbone["use_swiglu_ffn"] = size == "giant"
+    fields: dict[str, Any] = {
+        **EOMT,
+        "task": task,
+        "hidden_size": width,
+        "mask_feature_size": width,
+        "num_attention_heads": heads,
+        "decoder_layers": joined,
+        "num_queries": 100 if task == "semantic" else 200,
+    }
+    classes = [(name, is_thing) for name, is_thing, _ in class_names(dataset) if task != "instance" or is_thing]
+    if task != "instance":
+        fields["label_ids_to_fuse"] = [label for label, (_, is_thing) in enumerate(classes) if is_thing is False]
+    return MaskFormerHfConfig(backbone_config=backbone, **_numbered([name for name, _ in classes]), **fields)
+
+
+EOMT_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
+    f"eomt_{model}_{table}": partial(_eomt, model, table)
+    for table, (_, _, models) in _EOMT_ZOO.items()
+    for model in models
+}
+
+
 PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
     **MASKFORMER_PRESETS,
     **PER_PIXEL_PRESETS,
     **MASK2FORMER_PRESETS,
+    **PEM_PRESETS,
+    **MPFORMER_PRESETS,
+    **SEGFORMER_PRESETS,
     **VIDEO_PRESETS,
+    **EOMT_PRESETS,
 }
 
 
@@ -256,8 +422,17 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
     if name.startswith("per_pixel"):
         # The original pads images of its ResNet baselines only to the largest of the batch.
         options["size_divisor"] = 0
-    if name in MASK2FORMER_PRESETS:
+    if name in {**MASK2FORMER_PRESETS, **MPFORMER_PRESETS, **PEM_PRESETS}:
         # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
+    if name in EOMT_PRESETS:
+        _fit_eomt(options, config)
     options |= {"num_labels": config.num_labels, **facts_of(config)}
     return (MaskFormerHfVideoProcessor if name in VIDEO_PRESETS else MaskFormerHfImageProcessor)(**options)
+
+
+def _fit_eomt(options: dict[str, Any], config: Any) -> None:
+    """Images as EoMT sees them: padded to the square that it was trained with; the short side of semantic ones fits."""
+    side = config.backbone_config.image_size
+    options["size"] = {"shortest_edge": side, "longest_edge": 4 * side if config.task == "semantic" else side}
+    options["size_divisor"] = 16 if config.task == "semantic" else side

@@ -54,6 +54,7 @@ def test_help_does_not_wait_for_torch(start):
     assert not imported & {"torch", "transformers", "numpy", "PIL"}
 
 
+@pytest.mark.slow
 def test_other_programs_register_the_models(tmp_path):
     """Also one that has the name of our script, or arguments like those of our module."""
     program = tmp_path / "maskformer"
@@ -61,6 +62,7 @@ def test_other_programs_register_the_models(tmp_path):
     subprocess.run([sys.executable, program, "-m", "maskformer_hf"], check=True)
 
 
+@pytest.mark.slow
 def test_the_installed_script_segments(tiny_checkpoint, photo_paths, tmp_path):
     result = subprocess.run(
         [SCRIPT, "segment", photo_paths[0], "--checkpoint", tiny_checkpoint, "--output", "out.png"],

@@ -135,7 +135,7 @@ def test_force_overwrites_what_it_writes_and_nothing_else(convert, tiny_checkpoi
     assert convert(PKL, "--output", "converted").exit_code == 0, "an empty folder is as good as none"
     (folder / "notes.txt").write_text("keep")
     result = convert(tiny_checkpoint, "--output", "converted")
-    assert one_line_error(result).endswith("is not empty; choose another, or overwrite files in it with --force")
+    assert one_line_error(result).endswith("is not empty; choose another, or overwrite files in it with --overwrite")
     assert MaskFormerForUniversalSegmentation.from_pretrained(folder).config.num_labels == 7
     assert convert(tiny_checkpoint, "--output", "converted", "--force").exit_code == 0
     assert files_of(folder) == {*FILES, "notes.txt"}

@@ -75,7 +75,7 @@ def test_several_photos_and_folders_show_progress_and_give_one_picture_each(segm
     assert "Segmenting: 100%" in result.stderr
     # What was written is not taken for a photo, even inside the folder of photos.
     again = segment("photos", "--output", "photos/drawn")
-    once_more = segment("photos", "--output", "photos/drawn")
+    once_more = segment("photos", "--output", "photos/drawn", "--overwrite")
     assert again.stdout.count("->") == once_more.stdout.count("->") == 3
 
 
@@ -107,6 +107,10 @@ def test_options_that_change_the_answer(segment, photo_paths):
     assert default[0]["task"] == "panoptic"
     half = json.loads(segment(photo_paths[0], "--json", "--dtype", "bfloat16").stdout)
     assert [entry["score"] for entry in default[0]["segments"]] != [entry["score"] for entry in half[0]["segments"]]
+    whole_masks = json.loads(segment(photo_paths[0], "--json", "--merging", "mask_wise").stdout)
+    scores = [entry["score"] for entry in whole_masks[0]["segments"]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores != [entry["score"] for entry in default[0]["segments"]]
 
 
 def test_a_large_photo_is_cut_into_tiles(segment, photo_paths):
@@ -152,6 +156,14 @@ MISTAKES = {
     "an unknown device": (["{photo}", "--device", "toaster"], "device 'toaster'"),
     "an unknown dtype": (["{photo}", "--dtype", "int3"], "'bfloat16'"),
     "an unknown plan": (["{photo}", "--plan", "mosaic"], "--plan must be one of ['whole', 'tiles'], got 'mosaic'"),
+    "an unknown merging": (
+        ["{photo}", "--merging", "glue"],
+        "--merging must be one of ['argmax', 'mask_wise'], got 'glue'",
+    ),
+    "a merging of no panoptic result": (
+        ["{photo}", "--merging", "mask_wise", "--task", "semantic"],
+        "--merging is for panoptic results, and the task is semantic",
+    ),
     "over the photo": (["copy.png", "--output", "copy.png"], "overwritten"),
 }
 
@@ -178,3 +190,13 @@ def test_a_broken_checkpoint_is_one_line(run, tiny_checkpoint, photo_paths, tmp_
         folder = shutil.copytree(tiny_checkpoint, tmp_path / f"broken {name}")
         (folder / name).write_bytes(content)
         assert name.split(".")[0] in one_line_error(run("segment", photo_paths[0], "--checkpoint", folder))
+
+
+def test_fewer_layers_are_run(segment, photo_paths):
+    found = [
+        json.loads(segment(photo_paths[0], "--json", "--task", "semantic", *layers).stdout)
+        for layers in ((), ("--inference-layers", "1"))
+    ]
+    assert found[0][0]["segments"] != found[1][0]["segments"]
+    result = segment(photo_paths[0], "--json", "--inference-layers", "99")
+    assert "`inference_layers` must be 1 to `decoder_layers`=" in one_line_error(result)

@@ -131,6 +131,7 @@ def test_a_video_file_becomes_one(run, checkpoint):
         (["nothing.mp4"], "there is no file or folder 'nothing.mp4'"),
         (["clip", "--task", "panoptic"], "--task is for photos"),
         (["clip", "--tile-size", "64"], "--tile-size is for photos"),
+        (["clip", "--merging", "mask_wise"], "--merging is for photos"),
         (["clip", "--plan", "tiles"], "--plan is for photos"),
         (["clip", "--output", "clip"], "overwritten"),
         (["clip", "--output", "found.png"], "no video format"),

@@ -198,7 +198,7 @@ def test_labelme(labelme_root, caplog):
         ("shape of type linestrip, which has no area", 1),
         ("shape of type point, which has no area", 1),
     }
-    assert "left out 1 of: shape of type point, which has no area, first" in caplog.text
+    assert "1 x shape of type point, which has no area, first" in caplog.text
     assert torch.equal(binary_masks(labelme(labelme_root, "val")[0])[0], drawn(OUTLINE))
 
 

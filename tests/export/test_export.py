@@ -88,6 +88,7 @@ def post_processed(tiny_checkpoint, tmp_path_factory):
     return path, result.output
 
 
+@pytest.mark.slow
 def test_post_processing_in_the_graph(post_processed, tiny_model):
     _, run = read_onnx(post_processed[0])
     assert_same_classes(tiny_model, run)
@@ -136,8 +137,6 @@ VARIANTS = {
     "swin with encoder": {"backbone_config": SWIN, "pixel_decoder": "transformer_fpn", "encoder_layers": 1},
     "mask2former": {**MASK2FORMER, "encoder_layers": 1, "encoder_ffn_dim": 32, "decoder_layers": 3},
 }
-SLOW = {"swin", "swin with encoder", "mask2former"}
-PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [], id=name) for name in VARIANTS]
 
 
 def make_variant(tiny_model, **fields) -> MaskFormerForUniversalSegmentation:
@@ -152,7 +151,8 @@ def save_variant(name, tiny_model, tiny_processor, folder):
     return model
 
 
-@pytest.mark.parametrize("variant", PARAMETERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
     result = export.export_checkpoint(tmp_path / "model", tmp_path / "new" / "model.onnx")
@@ -162,7 +162,8 @@ def test_onnx_logits(variant, tiny_model, tiny_processor, tmp_path):
     assert_same_logits(model, run)
 
 
-@pytest.mark.parametrize("variant", [parameter for parameter in PARAMETERS if parameter.id != "swin"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "swin"])
 def test_torch_export_logits(variant, tiny_model, tiny_processor, tmp_path):
     model = save_variant(variant, tiny_model, tiny_processor, tmp_path / "model")
     path = export.export_checkpoint(tmp_path / "model", tmp_path / "model.pt2", "torch-export").path
@@ -182,6 +183,7 @@ print(files["metadata.json"])
 """
 
 
+@pytest.mark.slow
 def test_torch_export_runs_without_this_package(tiny_checkpoint, tiny_model, tmp_path):
     path = export.export_checkpoint(tiny_checkpoint, tmp_path / "tiny.pt2", "torch-export", post_process=True).path
     inputs, outputs = tmp_path / "inputs.pt", tmp_path / "outputs.pt"
@@ -218,6 +220,7 @@ def test_same_padding_is_that_of_timm(length, kernel_size, stride, dilation):
     assert torch.equal(conv_same(convolution, x), convolution(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
 def test_int8(calibrated, tiny_checkpoint, tiny_model, tiny_processor, tmp_path):
     photos = tmp_path / "photos"

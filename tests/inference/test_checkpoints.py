@@ -31,6 +31,7 @@ def test_every_checkpoint_is_whole_and_small(name):
     assert prediction.task == model.config.task
 
 
+@pytest.mark.slow
 def test_nuclei_finds_nuclei():
     """AP50 of this photo alone; 66.9 is that of all of the validation split."""
     model, processor = load("nuclei")
@@ -53,6 +54,7 @@ def test_nuclei_finds_nuclei():
     assert 0.6 * len(masks) < len(likely.segments) < 1.6 * len(masks)
 
 
+@pytest.mark.slow
 def test_moving_follows_a_goat():
     """As one track in all frames; J of the whole clip, of which these are the first half, is 68.5."""
     pytest.importorskip("av")

@@ -114,6 +114,7 @@ torch.save(model(torch.randn(1, 3, 64, 96)).logits.detach(), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_uploaded_files_work_without_the_package(checkpoint, loaded, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "uploaded")
     add_code(folder)

@@ -66,6 +66,7 @@ def test_combine():
     assert 0 < result["boundary_iou"] < 1
 
 
+@pytest.mark.slow
 def test_nothing_is_written_and_nothing_is_fetched(tmp_path):
     """In a process with a home of its own and without network."""
     code = """

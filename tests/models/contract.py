@@ -52,6 +52,8 @@ class AnyModelContract:
 
     # Terms of the loss and their weights.
     weights: ClassVar[dict[str, float]] = {"loss_ce": 1, "loss_mask": 20, "loss_dice": 1}
+    # Parts of the names of weights that are not trained.
+    untrained: tuple[str, ...] = ()
     exports_any_size = True
     # What gives a model without transformer layers one, so that there is something to checkpoint.
     checkpointed_fields: ClassVar[dict[str, Any]] = {}
@@ -128,9 +130,18 @@ class AnyModelContract:
     def assert_gradients(self, model: PreTrainedModel) -> None:
         model.train()
         model(self.images(70, 90), **self.targets(70, 90)).loss.backward()
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.trained(model).items():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
+
+    def trained(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+        """All weights but the untrained ones, which are checked to need no gradient."""
+        parameters = dict(model.named_parameters())
+        untrained = {name for name in parameters if any(part in name for part in self.untrained)}
+        assert bool(untrained) == bool(self.untrained)
+        assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == untrained
+        assert all(parameters[name].grad is None for name in untrained)
+        return {name: parameter for name, parameter in parameters.items() if name not in untrained}
 
     @pytest.mark.parametrize("use_auxiliary_loss", [True, False])
     def test_loss(self, use_auxiliary_loss):
@@ -264,7 +275,7 @@ class AnyModelContract:
                 if self.num_layers:
                     assert model.model.transformer_decoder.layers[0].gradient_checkpointing
             model(self.images(), **self.targets()).loss.backward()
-            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+            gradients.append({name: parameter.grad for name, parameter in self.trained(model).items()})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -288,12 +299,13 @@ class AnyModelContract:
             outputs = model(self.images(), **self.targets())
         assert outputs.loss.dtype == torch.float32
         outputs.loss.backward()
-        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+        assert all(torch.isfinite(parameter.grad).all() for parameter in self.trained(model).values())
         before = self.trained_weight(model).detach().clone()
         optimizer.step()
         assert not torch.equal(self.trained_weight(model), before)
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
+    @pytest.mark.slow
     def test_export(self, shared):
         """The inference graph for any batch, height and width."""
         batch, rows, columns = torch.export.dims("batch", "rows", "columns", min=2, max=1024)
@@ -308,6 +320,7 @@ class AnyModelContract:
             for name, logits in zip(self.logits, got, strict=True):
                 torch.testing.assert_close(logits, expected[name], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_compile(self, shared):
         torch.compiler.reset()
         compiled = torch.compile(shared, fullgraph=True, backend="eager")

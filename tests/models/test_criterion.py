@@ -478,6 +478,7 @@ def run_process(rank: int, folder: str):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path):
     """Their mean loss, each of its terms and the gradients; transformers' own loss grows with the number of GPUs."""
     multiprocessing.start_processes(run_process, (str(tmp_path),), nprocs=2, start_method="spawn")

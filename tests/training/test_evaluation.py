@@ -229,6 +229,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tiny_checkpoint_dir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -269,3 +270,11 @@ def test_groups_of_the_training_are_for_its_own_classes(shapes, tiny_checkpoint,
     (folder / "training.json").write_text(json.dumps({"recipe": {"data": data}}))
     with pytest.raises(ValueError, match=r"different classes .*only in data .*: 'box'"):
         evaluate_checkpoint(folder, shapes / "val")
+
+
+def test_another_merging_is_measured(tiny_model, tiny_processor):
+    data = Found(tiny_model, tiny_processor, "panoptic", count=2)
+    figures = [run(tiny_model, tiny_processor, data, merging=merging) for merging in (None, "argmax", "mask_wise")]
+    assert figures[0]["pq"] == figures[1]["pq"] == pytest.approx(1) != figures[2]["pq"]
+    with pytest.raises(ValueError, match="merging='mask_wise' is for panoptic results, and semantic ones are measured"):
+        run(tiny_model, tiny_processor, data, task="semantic", merging="mask_wise")

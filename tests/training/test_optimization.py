@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from builders import random_model, timm_backbone, tiny_config, vit
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
 from maskformer_hf.training.arguments import OptimizationArguments
 from maskformer_hf.training.optimization import WeightAverage, build_optimizer, parameter_groups, schedule
@@ -85,6 +86,79 @@ def test_old_and_new_multiplier_of_the_backbone_are_one():
     assert initial_rates() == initial_rates(backbone_multiplier=0.1) == [0.1, 1.0]
     assert initial_rates(multipliers={"backbone": 0.3}) == initial_rates(backbone_multiplier=0.3) == [0.3, 1.0]
     assert initial_rates(multipliers={"sampling_offsets": 0.2}) == [0.1, 0.2, 1.0]
+
+
+def plain_model(backbone_config=None, **fields):
+    fields = {"backbone_pyramid": "simple", **fields}
+    return random_model(tiny_config(backbone_config=backbone_config or vit("dinov2"), **fields))
+
+
+@pytest.mark.parametrize(
+    "backbone_config", [vit("dinov2"), vit("vit", patch_size=16, image_size=64), timm_backbone("test_vit")], ids=str
+)
+def test_layer_decay(backbone_config):
+    model = plain_model(backbone_config)
+    groups = parameter_groups(
+        model,
+        learning_rate=1.0,
+        weight_decay=0.5,
+        multipliers={"backbone.body": 0.1, "class_predictor": 2.0},
+        layer_decay=0.5,
+    )
+    rates = {name: group["lr"] for group in groups for name in group["parameter_names"]}
+    assert sorted(rates) == sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
+    num_blocks = len(
+        {name for name in rates if name.endswith("norm1.weight") or name.endswith("layernorm_before.weight")}
+    )
+    assert num_blocks >= 3
+    for name, rate in rates.items():
+        below = name.removeprefix("model.backbone.body.")
+        if below == name:
+            assert rate == (2.0 if "class_predictor" in name else 1.0), name
+        elif "layernorm." in below and "layer." not in below and "layers." not in below:
+            assert rate == 0.1, name
+        elif "embed" in below or "cls_token" in below:
+            assert rate == pytest.approx(0.1 * 0.5 ** (num_blocks - 1)), name
+        else:
+            [block] = [int(part) for part in below.split(".")[:4] if part.isdigit()]
+            assert rate == pytest.approx(0.1 * 0.5 ** (num_blocks - 1 - block)), name
+    names = [group["name"] for group in groups]
+    assert len(set(names)) == len(names)
+    assert "backbone.body, decay, 1 blocks below the top" in names
+
+
+def test_layer_decay_of_other_backbones_is_refused():
+    def refuse(model, reason):
+        with pytest.raises(ValueError, match=reason):
+            parameter_groups(model, learning_rate=1.0, weight_decay=0.5, multipliers={}, layer_decay=0.5)
+
+    refuse(
+        random_model(tiny_config()), "layer_decay is for plain vision transformers.*set optimization.layer_decay to 1"
+    )
+    refuse(plain_model(freeze_backbone=True), "layer_decay is for a backbone that is trained.*freeze_backbone is true")
+
+
+def test_a_pyramid_learns_as_the_heads_do():
+    optimizer = build_optimizer(plain_model(), OptimizationArguments(learning_rate=1.0, backbone_multiplier=0.1))
+    by_name = {group["name"]: group["initial_lr"] for group in optimizer.param_groups}
+    assert by_name == {
+        "backbone, decay": 0.1,
+        "backbone, no decay": 0.1,
+        "backbone.pyramid, decay": 1.0,
+        "backbone.pyramid, no decay": 1.0,
+        "heads, decay": 1.0,
+        "heads, no decay": 1.0,
+    }
+
+
+def test_a_frozen_backbone_has_no_groups_and_no_multipliers():
+    model = plain_model(freeze_backbone=True)
+    optimizer = build_optimizer(model, OptimizationArguments())
+    listed = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert not any(id(weight) in listed for weight in model.model.backbone.body.parameters())
+    for pattern in ("backbone.body", "body.encoder"):
+        with pytest.raises(ValueError, match=rf"multipliers has '{pattern}', but all that it matches is frozen"):
+            build_optimizer(model, OptimizationArguments(multipliers={pattern: 0.1}))
 
 
 @pytest.mark.parametrize("kind", ["poly", "cosine", "step"])

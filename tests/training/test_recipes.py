@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
 
-from builders import resnet
+from builders import resnet, vit
 from maskformer_hf.models import backbone
 from maskformer_hf.models.modeling_auto import MODEL_CLASSES
 from maskformer_hf.models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
-from maskformer_hf.presets import PRESETS
+from maskformer_hf.presets import MASK2FORMER, PRESETS
 from maskformer_hf.training import train
 from maskformer_hf.training.arguments import read_recipe
 from maskformer_hf.training.recipe_model import build_model, build_processor
@@ -32,7 +34,9 @@ RECIPES = {
     str(path.relative_to(ROOT)): path
     for dataset in ("coco_panoptic", *SEMANTIC)
     for path in sorted((ROOT / dataset).glob("*.yaml"))
+    if not path.name.startswith("frozen_")
 }
+FROZEN = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.glob("*/frozen_*.yaml"))}
 
 
 @pytest.fixture
@@ -129,6 +133,43 @@ def test_errors_of_presets(recipe):
         build("model.preset=maskformer_resnet_50_ade20k", "model.backbone=x")
     with pytest.raises(ValueError, match="did you mean num_queries"):
         build(preset, "model.backbone=x", "model.config.num_querys=3")
+
+
+@pytest.fixture
+def tiny_dinov2(tmp_path):
+    """A folder with the weights of a DINOv2, in place of the released ones."""
+    folder = tmp_path / "dinov2"
+    AutoModel.from_config(AutoConfig.for_model(**vit("dinov2"))).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_transformers(name, tiny_dinov2):
+    recipe = read_recipe(FROZEN[name], [f"model.backbone={tiny_dinov2}"])
+    config = build_model(recipe.model, {"num_labels": 3}).config
+    assert (config.backbone_pyramid, config.freeze_backbone, recipe.frozen_dtype) == ("simple", True, "bfloat16")
+    assert {field: getattr(config, field) for field in MASK2FORMER} == MASK2FORMER
+    assert read_recipe(FROZEN[name]).model.backbone == "facebook/dinov2-small"
+    assert recipe.output_dir == f"runs/{name.removesuffix('.yaml')}"
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_two_steps_of_frozen_transformers(name, tiny_dinov2, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    dataset = name.split("/")[0]
+    path, (_, write, num_labels) = FROZEN[name], RUNS[dataset]
+    root = tmp_path / Path(read_recipe(path).data.root).name
+    write(root)
+    fields = {"model.backbone": tiny_dinov2, "model.config.decoder_layers": 1, "model.config.encoder_layers": 1}
+    small = {**small_run(root, tmp_path), **fields, "mixed_precision": "no", "model.config.encoder_ffn_dim": 32}
+    if dataset != "coco_panoptic":
+        small["augmentation.crop_size"] = [40, 56]
+    folder = train(path, [f"{key}={value}" for key, value in small.items()])
+    assert json.loads((folder / "config.json").read_text())["freeze_backbone"]
+    assert len(json.loads((folder / "config.json").read_text())["id2label"]) == num_labels
+    before, after = load_file(tiny_dinov2 / "model.safetensors"), load_file(folder / "model.safetensors")
+    for key, weight in before.items():
+        assert torch.equal(weight.bfloat16(), after[f"model.backbone.body.{key}"]), key
 
 
 def detectron2_names(name: str) -> str:
@@ -241,6 +282,21 @@ RUNS = {
 }
 
 
+def small_run(root, tmp_path):
+    """Overrides of two steps."""
+    return {
+        "data.root": root,
+        "data.validation": "null",
+        "data.workers": 0,
+        "steps": 2,
+        "batch_size": 2,
+        "output_dir": tmp_path / "run",
+        "log_every": 1,
+        **{f"model.config.{key}": 32 for key in ("feature_size", "mask_feature_size", "hidden_size", "ffn_dim")},
+        "augmentation.short_edge": [40, 50, 60],
+    }
+
+
 @pytest.mark.parametrize("dataset", RUNS)
 def test_two_steps(dataset, tmp_path, monkeypatch, no_weights):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -249,17 +305,9 @@ def test_two_steps(dataset, tmp_path, monkeypatch, no_weights):
     root = tmp_path / Path(read_recipe(path).data.root).name
     write(root)
     small = {
-        "data.root": root,
-        "data.validation": "null",
-        "data.workers": 0,
+        **small_run(root, tmp_path),
         "model.backbone": "any",  # the preset's, but small
         "model.config.backbone_config": json.dumps(SMALL_RESNET),
-        "steps": 2,
-        "batch_size": 2,
-        "output_dir": tmp_path / "run",
-        "log_every": 1,
-        **{f"model.config.{key}": 32 for key in ("feature_size", "mask_feature_size", "hidden_size", "ffn_dim")},
-        "augmentation.short_edge": [40, 50, 60],
     }
     if dataset != "coco_panoptic":
         small["augmentation.crop_size"] = [40, 56]

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..output_files import refuse_existing
 from .errors import quiet_transformers
-from .options import DataFormatOption
+from .options import DataFormatOption, OverwriteOption
 from .output_paths import check_picture
 
 EXAMPLES = """Examples:
@@ -57,6 +58,7 @@ class CheckDataOptions:
         int | None,
         typer.Option("--max-images", min=1, help="Look at this many photos of each split (all if not given)."),
     ] = None
+    overwrite: OverwriteOption = False
 
 
 def check_data(options: CheckDataOptions) -> None:
@@ -70,11 +72,13 @@ def check_data(options: CheckDataOptions) -> None:
         raise ValueError(f"there is no folder or file {str(options.data)!r}")
     if options.sheet is not None:
         check_picture(options.sheet, "--sheet")
+    if options.json_path is not None:
+        refuse_existing([options.json_path], options.overwrite, "--json")
     quiet_transformers()
     from ..data.report import format_report
     from ..training.arguments import read_recipe
     from ..training.data_check import check_data as check_splits
-    from ..training.data_check import open_splits, queries_of
+    from ..training.data_check import open_splits, queries_of, sheet_paths
 
     recipe = None if options.recipe is None else read_recipe(options.recipe)
     splits = open_splits(
@@ -84,6 +88,8 @@ def check_data(options: CheckDataOptions) -> None:
         format=options.format,
         class_groups=options.class_groups,  # pyrefly: ignore  # `open_dataset` checks the value
     )
+    if options.sheet is not None:
+        refuse_existing(sheet_paths(options.sheet, splits).values(), options.overwrite, "--sheet")
     reports = check_splits(
         splits,
         augmentation=None if recipe is None else recipe.augmentation,

@@ -51,7 +51,9 @@ class ConvertOptions:
             "given.",
         ),
     ] = None
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Write into a folder that is not empty.")
+    ] = False
 
 
 def convert(options: ConvertOptions) -> None:
@@ -59,7 +61,7 @@ def convert(options: ConvertOptions) -> None:
     from ..conversion.folder import check_output, whole_folder
 
     is_file = _check_source(options)
-    check_output(options.output, options.force)
+    check_output(options.output, options.overwrite)
     quiet_transformers()
     model, processor, lines = _read_file(options) if is_file else _read_checkpoint(options.source)
     if options.to is LayoutChoice.transformers:
@@ -70,7 +72,7 @@ def convert(options: ConvertOptions) -> None:
         written = theirs, transformers_processor(processor, model.config)
     else:
         written = model, processor
-    with whole_folder(options.output, options.force) as folder:
+    with whole_folder(options.output, options.overwrite) as folder:
         for part in written:
             part.save_pretrained(folder)
     width = max(len(name) for name, _ in lines)

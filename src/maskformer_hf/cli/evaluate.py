@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
+from ..output_files import refuse_existing
 from .errors import quiet_transformers
-from .options import CheckpointArgument, DataFormatOption, DeviceOption, DtypeOption, TaskChoice
+from .options import (
+    CheckpointArgument,
+    DataFormatOption,
+    DeviceOption,
+    DtypeOption,
+    MergingOption,
+    OverwriteOption,
+    TaskChoice,
+)
 from .output_paths import check_picture
 
 EXAMPLES = """Examples:
@@ -59,6 +68,7 @@ class EvaluateOptions:
             "segments).",
         ),
     ] = None
+    merging: MergingOption = None
     max_detections: Annotated[
         int, typer.Option("--max-detections", min=1, help="How many instances of an image count, the best ones.")
     ] = 100
@@ -76,6 +86,7 @@ class EvaluateOptions:
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="How many images run together.")] = 1
     device: DeviceOption = None
     dtype: DtypeOption = None
+    overwrite: OverwriteOption = False
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -86,11 +97,15 @@ def evaluate(options: EvaluateOptions) -> None:
         check_picture(options.picture, "--picture")
         if not options.worst:
             raise ValueError("--picture is for the worst images: say how many with --worst")
+    picture = options.picture or DEFAULT_PICTURE
+    if options.output is not None:
+        refuse_existing([options.output], options.overwrite)
+    if options.worst:
+        refuse_existing([picture], options.overwrite, "--picture")
     quiet_transformers()
     from ..training import evaluate_checkpoint, format_table
     from ..training.json_files import to_json
 
-    picture = options.picture or DEFAULT_PICTURE
     result = evaluate_checkpoint(
         options.checkpoint,
         options.data,
@@ -103,6 +118,7 @@ def evaluate(options: EvaluateOptions) -> None:
         format=options.format,
         class_groups=options.class_groups,  # pyrefly: ignore  # `open_dataset` checks the value
         threshold=options.threshold,
+        merging=options.merging,
         max_detections=options.max_detections,
         boundary=options.boundary,
         worst=options.worst,

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..output_files import refuse_existing
 from .errors import quiet_transformers
-from .options import CheckpointArgument
+from .options import CheckpointArgument, OverwriteOption
 
 EXAMPLES = """Examples:
 
@@ -59,6 +60,7 @@ class ExportOptions:
         str | None,
         typer.Option("--static", metavar="HEIGHTxWIDTH", help="One fixed input size, for backbones that need it."),
     ] = None
+    overwrite: OverwriteOption = False
 
 
 def export(options: ExportOptions) -> None:
@@ -72,6 +74,7 @@ def export(options: ExportOptions) -> None:
     from ..export import FORMAT_SUFFIXES, export_checkpoint
 
     path = options.output or Path(f"model{FORMAT_SUFFIXES[options.format.value]}")
+    refuse_existing([path], options.overwrite)
     try:
         with warnings.catch_warnings():
             # torch and onnxruntime announce deprecations that are not the user's to mend.

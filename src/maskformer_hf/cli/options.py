@@ -21,8 +21,19 @@ CheckpointArgument = Annotated[str, typer.Argument(help="A bundled name, a folde
 DataFormatOption = Annotated[
     str, typer.Option("--format", help="The layout of the data on disk; detected if not given.")
 ]
+MergingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--merging",
+        help="How panoptic segments share the pixels: argmax (the best query of each pixel) or mask_wise (whole masks, "
+        "the best first). The checkpoint's own if not given.",
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ... (a GPU if there is one).")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Write over files that are there already; otherwise they are an error.")
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (if not given), bfloat16 or float16.")]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.image_files import IMAGE_SUFFIXES, is_image_file
+from ..models.image_files import IMAGE_SUFFIXES, files_in, is_image_file
 
 DEFAULT_PICTURE = Path("result.png")
 DEFAULT_FOLDER = Path("predictions")
@@ -24,11 +24,8 @@ def find_photos(paths: Sequence[Path], output: Path | None) -> tuple[list[Path],
             photos.append(path)
             continue
         has_folder = True
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if is_image_file(file) and file.is_file() and written not in file.resolve().parents
-        )
+        files = files_in(path, IMAGE_SUFFIXES, deep=True)
+        found = [file for file in files if written not in file.resolve().parents]
         if not found:
             raise ValueError(f"the folder {str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
         photos += found

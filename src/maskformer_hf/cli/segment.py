@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DeviceOption, DtypeOption, TaskChoice
+from .options import DeviceOption, DtypeOption, MergingOption, OverwriteOption, TaskChoice
 from .segment_photos import segment_photos
 from .segment_videos import segment_videos
 
@@ -70,6 +70,7 @@ class SegmentOptions:
             "videos.",
         ),
     ] = None
+    merging: MergingOption = None
     tile_size: Annotated[
         int | None,
         typer.Option(
@@ -95,8 +96,32 @@ class SegmentOptions:
             "more than fits into memory.",
         ),
     ] = None
+    inference_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--inference-layers",
+            min=1,
+            help="Run only so many layers of the transformer decoder: faster, less exact. As the checkpoint says if "
+            "not given.",
+        ),
+    ] = None
+    inference_encoder_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--inference-encoder-layers", min=1, help="The same for the encoder that a pixel decoder may have."
+        ),
+    ] = None
     device: DeviceOption = None
     dtype: DtypeOption = None
+    overwrite: OverwriteOption = False
+
+    @property
+    def layers(self) -> dict[str, int | None]:
+        """What `load` is told of the layers that run."""
+        return {
+            "inference_layers": self.inference_layers,
+            "inference_encoder_layers": self.inference_encoder_layers,
+        }
 
 
 def segment(options: SegmentOptions) -> None:

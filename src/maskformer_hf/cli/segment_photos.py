@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..output_files import refuse_existing, save_picture, write_text
 from .errors import error_line, quiet_transformers
 from .output_paths import find_photos, picture_paths
 
@@ -22,23 +23,31 @@ def segment_photos(options: "SegmentOptions") -> None:
     pictures: list[Path | None] = [None] * len(photos)
     if options.output is not None or not options.as_json:
         pictures = [*picture_paths(photos, options.output, several)]
+    tables = [picture.with_suffix(".json") for picture in pictures if picture and options.as_json and several]
+    refuse_existing([*filter(None, pictures), *tables], options.overwrite)
 
     quiet_transformers()
     from tqdm import tqdm
 
     from ..inference.load import load
     from ..inference.plans import plan_names
+    from ..models.panoptic import MERGINGS
 
+    if options.merging is not None and options.merging not in MERGINGS:
+        raise ValueError(f"--merging must be one of {list(MERGINGS)}, got {options.merging!r}")
     if options.plan is not None and options.plan not in plan_names():
         raise ValueError(f"--plan must be one of {list(plan_names())}, got {options.plan!r}")
-    model, processor = load(options.checkpoint, options.device, options.dtype)
+    model, processor = load(options.checkpoint, options.device, options.dtype, **options.layers)
+    task = options.task.value if options.task else model.config.task
+    if options.merging is not None and task != "panoptic":
+        raise ValueError(f"--merging is for panoptic results, and the task is {task}: add --task panoptic")
     records = []
     pairs = zip(photos, pictures, strict=True)
     for photo, picture in tqdm(pairs, "Segmenting", len(photos), unit="image", disable=not several):
         try:
             record = _segment_photo(model, processor, photo, picture, options)
             if picture is not None and options.as_json and several:
-                picture.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                write_text(picture.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         except (ValueError, OSError) as error:
             tqdm.write(error_line(error, photo), file=sys.stderr)
             continue
@@ -78,15 +87,14 @@ def _segment_photo(
         image,
         task=options.task.value if options.task else None,
         threshold=options.threshold,
+        merging=options.merging,
         tile_size=options.tile_size,
         plan=options.plan,
         progress=True,
     )
     record = _record(photo, picture, prediction)
     if picture is not None:
-        drawing = draw_segmentation(image, prediction)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        drawing.save(picture)
+        save_picture(draw_segmentation(image, prediction), picture)
     return record
 
 

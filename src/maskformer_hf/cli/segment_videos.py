@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..output_files import refuse_existing, save_picture, write_text
 from .errors import quiet_transformers
 from .output_paths import DEFAULT_FOLDER
 
@@ -19,7 +20,7 @@ DEFAULT_VIDEO = Path("result.mp4")
 
 def segment_videos(options: "SegmentOptions") -> None:
     """Finds the tracks of each video, and writes them and the coloured frames."""
-    for name in ("task", "tile_size", "plan"):
+    for name in ("task", "merging", "tile_size", "plan"):
         if getattr(options, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for photos, and checkpoint {options.checkpoint!r} segments videos")
@@ -29,12 +30,14 @@ def segment_videos(options: "SegmentOptions") -> None:
     targets: Sequence[Path | None] = [None] * len(options.paths)
     if not options.as_json or options.output is not None:
         targets = _targets(options.paths, options.output)
+    for path, target in zip(options.paths, targets, strict=True):
+        refuse_existing(() if target is None else _written(path, target), options.overwrite)
 
     quiet_transformers()
     from ..inference.load import load
     from ..inference.video import predict_video
 
-    loaded: Any = load(options.checkpoint, options.device, options.dtype)
+    loaded: Any = load(options.checkpoint, options.device, options.dtype, **options.layers)
     model, processor = loaded
     given = {name: getattr(options, name) for name in ("threshold", "max_pixels")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -45,8 +48,7 @@ def segment_videos(options: "SegmentOptions") -> None:
         records.append(record)
         if target is not None:
             _draw(path, target, prediction)
-            tracks = target.with_suffix(".json") if target.suffix else target / "tracks.json"
-            tracks.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            write_text(_tracks_path(target), json.dumps(record) + "\n")
         if not options.as_json:
             typer.echo(_table(record))
     if options.as_json:
@@ -83,6 +85,21 @@ def _targets(paths: Sequence[Path], output: Path | None) -> list[Path]:
     return targets
 
 
+def _tracks_path(target: Path) -> Path:
+    return target.with_suffix(".json") if target.suffix else target / "tracks.json"
+
+
+def _written(path: Path, target: Path) -> list[Path]:
+    """The files that a video may be written to. How many frames a file has is not known before it is decoded."""
+    if target.suffix:
+        return [target, _tracks_path(target)]
+    from ..models.image_files import IMAGE_SUFFIXES, files_in
+
+    if path.is_dir():
+        return [_tracks_path(target), *(target / f"{frame.stem}.png" for frame in files_in(path, IMAGE_SUFFIXES))]
+    return [_tracks_path(target), *(frame for frame in files_in(target, (".png",)) if frame.stem.isdecimal())]
+
+
 def _draw(path: Path, target: Path, prediction: "VideoPrediction") -> None:
     """Writes the frames under their tracks: as a video file if `target` has a suffix, else as PNGs into the folder."""
     from tqdm import tqdm
@@ -97,10 +114,9 @@ def _draw(path: Path, target: Path, prediction: "VideoPrediction") -> None:
     if target.suffix:
         write_video(target, pictures, getattr(video, "frames_per_second", FRAMES_PER_SECOND))
         return
-    target.mkdir(parents=True, exist_ok=True)
     names = [frame.stem for frame in video] if path.is_dir() else [f"{i:05}" for i in range(prediction.num_frames)]
     for name, picture in zip(names, pictures, strict=True):
-        picture.save(target / f"{name}.png")
+        save_picture(picture, target / f"{name}.png")
 
 
 def _record(path: Path, target: Path | None, prediction: "VideoPrediction") -> dict[str, Any]:

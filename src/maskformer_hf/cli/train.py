@@ -39,16 +39,28 @@ class TrainOptions:
             "--report-to", metavar="TRACKER", help="Also log to tensorboard, wandb, ...; may be given several times."
         ),
     ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove what an earlier run has left in the output folder.")
+    ] = False
 
 
 def train(options: TrainOptions) -> None:
     """Train a model by a recipe; the result is a folder that `--checkpoint` and `from_pretrained` take."""
+    if options.resume and options.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite removes it: pass one of them")
     if not options.recipe.is_file():
         raise ValueError(f"there is no recipe {str(options.recipe)!r}: give the path of a YAML file")
     quiet_transformers()
     from ..training import train as run_training
 
-    folder = run_training(options.recipe, options.overrides, options.resume, options.output, options.report_to or ())
+    folder = run_training(
+        options.recipe,
+        options.overrides,
+        options.resume,
+        options.output,
+        options.report_to or (),
+        overwrite=options.overwrite,
+    )
     # Each process of a distributed run gets here; only the first reports.
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"Saved {folder}")

@@ -11,7 +11,7 @@ from ..models.configuration_maskformer import MaskFormerHfConfig
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from ..models.configuration_video import MaskFormerHfVideoConfig
 from ..models.pixel_decoder_deformable import NUM_POINTS
-from ..presets import MASK2FORMER
+from ..presets import MASK2FORMER, MPFORMER, PEM
 from .detectron2_names import later_name
 
 # No tensor depends on it; every configuration of the original says 8.
@@ -29,12 +29,15 @@ _DECODER = f"{_PREDICTOR}.transformer.decoder.layers"
 # Only a Mask2Former has these.
 _MASKED_LAYERS = f"{_PREDICTOR}.transformer_cross_attention_layers."
 
+# Only a PEM has this.
+_PEM_CONVOLUTION = f"{_PIXEL_DECODER}.dcn.0.dcn.weight"
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def infer_config(state: Mapping[str, torch.Tensor], is_video: bool | None = None) -> MaskFormerHfConfig:
-    """The configuration of an original checkpoint: a MaskFormer, a Mask2Former for images or videos, or a per-pixel
-    baseline.
+    """The configuration of an original checkpoint: a MaskFormer, a Mask2Former for images or videos, a PEM with a
+    ResNet, or a per-pixel baseline.
 
     Only the names and shapes of its tensors are read. What they leave open is as in every released model: 8 attention
     heads (Mask2Former's tensors tell their number), strides in the 3x3 convolutions of a ResNet, dilations 1, 2, 4 in
@@ -55,9 +58,11 @@ def infer_config(state: Mapping[str, torch.Tensor], is_video: bool | None = None
         "backbone_config": backbone,
         "num_channels": num_channels,
         # Detectron2's frozen BatchNorm has no counter.
-        "freeze_batch_norm": not any(name.endswith("num_batches_tracked") for name in shapes),
-        "mask_feature_size": _shape(shapes, f"{_PIXEL_DECODER}.mask_features.weight", 4)[0],
+        "freeze_batch_norm": not any(re.match(r"backbone\..*num_batches_tracked$", name) for name in shapes),
     }
+    if _PEM_CONVOLUTION in shapes:
+        return _configure(MaskFormerHfConfig, common | _infer_pem(shapes))
+    common["mask_feature_size"] = _shape(shapes, f"{_PIXEL_DECODER}.mask_features.weight", 4)[0]
     if any(name.startswith(_MASKED_LAYERS) for name in shapes):
         fields = common | _infer_mask2former(shapes)
         if is_video is None:
@@ -121,9 +126,9 @@ def _infer_mask2former(shapes: Shapes) -> dict[str, Any]:
     encoder = f"{_PIXEL_DECODER}.transformer.encoder.layers"
     num_levels, feature_size = _shape(shapes, f"{_PIXEL_DECODER}.transformer.level_embed", 2)
     num_offsets = _shape(shapes, f"{encoder}.0.self_attn.sampling_offsets.weight", 2)[0]
-    num_queries, hidden_size = _shape(shapes, f"{_PREDICTOR}.query_embed.weight", 2)
+    num_queries, hidden_size = _shape(shapes, f"{_PREDICTOR}.query_feat.weight", 2)
     return {
-        **MASK2FORMER,
+        **(MPFORMER if f"{_PREDICTOR}.label_enc.weight" in shapes else MASK2FORMER),
         "feature_size": feature_size,
         "encoder_levels": num_levels,
         "encoder_layers": _count(shapes, encoder),
@@ -135,6 +140,20 @@ def _infer_mask2former(shapes: Shapes) -> dict[str, Any]:
         "decoder_layers": _count(shapes, f"{_PREDICTOR}.transformer_ffn_layers"),
         "enforce_input_projection": f"{_PREDICTOR}.input_proj.0.weight" in shapes and feature_size == hidden_size,
         "num_queries": num_queries,
+        "num_labels": _shape(shapes, f"{_PREDICTOR}.class_embed.weight", 2)[0] - 1,
+    }
+
+
+def _infer_pem(shapes: Shapes) -> dict[str, Any]:
+    return {
+        **PEM,
+        "feature_size": _shape(shapes, _PEM_CONVOLUTION, 4)[0],
+        "mask_feature_size": _shape(shapes, f"{_PIXEL_DECODER}.out.conv.weight", 4)[0],
+        "num_attention_heads": NUM_ATTENTION_HEADS,
+        "hidden_size": _shape(shapes, f"{_PREDICTOR}.query_embed.weight", 2)[1],
+        "ffn_dim": _shape(shapes, f"{_PREDICTOR}.transformer_ffn_layers.0.linear1.weight", 2)[0],
+        "decoder_layers": _count(shapes, f"{_PREDICTOR}.transformer_ffn_layers"),
+        "num_queries": _shape(shapes, f"{_PREDICTOR}.query_embed.weight", 2)[0],
         "num_labels": _shape(shapes, f"{_PREDICTOR}.class_embed.weight", 2)[0] - 1,
     }
 

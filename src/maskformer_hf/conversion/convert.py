@@ -18,6 +18,7 @@ from .detectron2 import IGNORED, convert_state_dict
 from .detectron2_config import config_from_detectron2, image_processor_from_detectron2, read_config_file
 from .preset_matching import differences, matching_preset, same_size_presets
 from .safe_reader import read_checkpoint
+from .segformer import convert_segformer, is_segformer, matching_segformer
 
 # What a preset knows about its data set and tensors do not show.
 _DATA_SET_FIELDS = ("task", "object_mask_threshold", "overlap_mask_area_threshold")
@@ -67,6 +68,8 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{path}: the tensor {name} is not finite (NaN or infinity).")
+    if is_segformer(state):
+        return _convert_segformer(state, preset, config_file)
     beside = path.with_name("config.yaml")
     if preset is None and config_file is None and beside.is_file():
         config_file = beside
@@ -83,6 +86,22 @@ def convert_detectron2(path: str | Path, preset: str | None = None, config_file:
         backbone: Any = config.backbone_config
         processor.size_divisor = 32 if backbone.model_type == "swin" else 0
     return Converted(model.eval(), processor, _ignored(state), remarks)
+
+
+def _convert_segformer(
+    state: Mapping[str, torch.Tensor], preset: str | None, config_file: str | Path | None
+) -> Converted:
+    """A Panoptic SegFormer. No file beside it says what it is, but names and shapes do."""
+    if config_file is not None:
+        raise ValueError("A Panoptic SegFormer has no configuration of Detectron2: leave it out.")
+    preset = matching_segformer(state) if preset is None else preset
+    config = PRESETS[preset]()
+    if config.transformer_decoder != "panoptic_segformer":
+        raise ValueError(f"The preset {preset} does not fit the checkpoint: it is a Panoptic SegFormer.")
+    model = MODEL_CLASSES[config.model_type](config)
+    model.load_state_dict(convert_segformer(state, config))
+    remarks = [f"Sizes, classes and image processor: preset {preset}."]
+    return Converted(model.eval(), image_processor_for(preset), _ignored(state), remarks)
 
 
 def _with_preset(state: Mapping[str, torch.Tensor], preset: str) -> _Found:

@@ -15,12 +15,15 @@ from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import processor_class_of
 from ..models.result_options import facts_of
 from ..models.transformers_layout import MASK2FORMER_PARTS
+from ..presets import PEM_PARTS
 
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 # What the original calls the backbone's maps of stride 4, 8, 16 and 32.
 FEATURES = ["res2", "res3", "res4", "res5"]
 # The width of the deformable encoder's feed-forward layers is written into its code, whatever DIM_FEEDFORWARD says.
 DEFORMABLE_FFN_DIM = 1024
+# What MP-Former's code does where denoising is not for all layers: the first one, and those after three more.
+MPFORMER_FIRST_LAYERS = 4
 
 
 # The per-pixel baseline that classifies pixels directly.
@@ -40,6 +43,8 @@ _FAMILIES = {
     "BasePixelDecoder": _Family("fpn", "detr", memory="res5"),
     "TransformerEncoderPixelDecoder": _Family("transformer_fpn", "detr", memory="transformer_encoder"),
     "MSDeformAttnPixelDecoder": _Family("deformable", "masked", memory="multi_scale_pixel_decoder"),
+    # PEM's name of a decoder is Mask2Former's, but it is not the same.
+    "PEM_Pixel_Decoder": _Family("pem", "masked", memory="multi_scale_pixel_decoder"),
 }
 
 
@@ -84,7 +89,7 @@ def config_from_detectron2(dump: Mapping[str, Any]) -> MaskFormerHfConfig:
         is_video = architecture == "VideoMaskFormer"
         fields: dict[str, Any] = {**_backbone_fields(model), **_common_fields(head, former)}
         if _FAMILIES[head["PIXEL_DECODER_NAME"]].transformer_decoder == "masked":
-            fields |= _mask2former_fields(head, former, is_video)
+            fields |= _mask2former_fields(model, is_video)
         if is_video:
             fields |= {"task": "instance"}
             return MaskFormerHfVideoConfig(**fields)
@@ -101,7 +106,8 @@ def _check_head(model: Mapping[str, Any]):
     heads = [_WITHOUT_QUERIES, "PerPixelBaselinePlusHead"] if is_per_pixel else ["MaskFormerHead"]
     _require("SEM_SEG_HEAD.NAME", head["NAME"], heads)
     _require("SEM_SEG_HEAD.IN_FEATURES", list(head["IN_FEATURES"]), [FEATURES])
-    _require("SEM_SEG_HEAD.NORM", head["NORM"], ["GN"])
+    is_pem = head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder"
+    _require("SEM_SEG_HEAD.NORM", head["NORM"], ["SyncBN", "BN"] if is_pem else ["GN"])
     pixel_decoders = ["MSDeformAttnPixelDecoder"] if architecture == "VideoMaskFormer" else list(_FAMILIES)
     _require("SEM_SEG_HEAD.PIXEL_DECODER_NAME", head["PIXEL_DECODER_NAME"], pixel_decoders)
     memory = _FAMILIES[head["PIXEL_DECODER_NAME"]].memory
@@ -143,22 +149,44 @@ def _common_fields(head: Mapping[str, Any], former: Mapping[str, Any]) -> dict[s
     }
 
 
-def _mask2former_fields(head: Mapping[str, Any], former: Mapping[str, Any], is_video: bool) -> dict[str, Any]:
+def _mask2former_fields(model: Mapping[str, Any], is_video: bool) -> dict[str, Any]:
     """The fields that are Mask2Former's alone."""
+    head, former = model["SEM_SEG_HEAD"], model["MASK_FORMER"]
     name = f"{'Video' if is_video else ''}MultiScaleMaskedTransformerDecoder"
-    _require("MASK_FORMER.TRANSFORMER_DECODER_NAME", former["TRANSFORMER_DECODER_NAME"], [name])
+    names = [name] if is_video else [name, f"{name}MaskDN"]
+    _require("MASK_FORMER.TRANSFORMER_DECODER_NAME", former["TRANSFORMER_DECODER_NAME"], names)
     _require("SEM_SEG_HEAD.COMMON_STRIDE", head["COMMON_STRIDE"], [4])
-    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
-    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
-    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
-    return {
+    fields = {
         **MASK2FORMER_PARTS,
-        "encoder_levels": len(encoded),
-        "encoder_ffn_dim": DEFORMABLE_FFN_DIM,
         "class_weight": former["CLASS_WEIGHT"],
         "num_points": former["TRAIN_NUM_POINTS"],
         "oversample_ratio": former["OVERSAMPLE_RATIO"],
         "importance_sample_ratio": former["IMPORTANCE_SAMPLE_RATIO"],
+        **(_denoising_fields(model) if former["TRANSFORMER_DECODER_NAME"] != name else {}),
+    }
+    if head["PIXEL_DECODER_NAME"] == "PEM_Pixel_Decoder":
+        return {**fields, **PEM_PARTS}
+    encoded = list(head["DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"])
+    levels = [FEATURES[-number:] for number in range(1, len(FEATURES) + 1)]
+    _require("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", encoded, levels)
+    return {**fields, "encoder_levels": len(encoded), "encoder_ffn_dim": DEFORMABLE_FFN_DIM}
+
+
+def _denoising_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are MP-Former's alone (https://arxiv.org/abs/2303.07336)."""
+    former, noise = model["MASK_FORMER"], model["DN"]
+    _require("MASK_FORMER.DN_MODE", former["DN_MODE"], ["points"])
+    # From 100 on, its code takes the number of groups for that of queries.
+    number = {"denoising_groups" if noise["NUM_DN"] < 100 else "denoising_queries": noise["NUM_DN"]}
+    return {
+        **number,
+        "query_source": "denoising",
+        "query_position": False,
+        "denoising_label_noise": max(0.0, former["LB_NOISE_RATIO"]),
+        "denoising_mask_noise": noise["NOISE_SCALE"],
+        "denoising_noise_of_heads": former["HEAD_DN"],
+        "denoising_layers": None if former["ALL_LY_DN"] else MPFORMER_FIRST_LAYERS,
+        "denoising_class_loss": not former["DN_NO_LB"],
     }
 
 

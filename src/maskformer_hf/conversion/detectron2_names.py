@@ -32,10 +32,12 @@ def tensor_names(config: MaskFormerHfConfig) -> dict[str, Target]:
         ValueError: The original has no such backbone.
     """
     backbone: Any = config.backbone_config
-    backbone_names = {"resnet": _resnet, "swin": _swin}.get(backbone.model_type)
+    backbone_names = {"resnet": _resnet, "swin": swin_names}.get(backbone.model_type)
     if backbone_names is None:
         raise ValueError(f"The original MaskFormer has no {backbone.model_type!r} backbone, only 'resnet' and 'swin'.")
-    pixel_decoder = _deformable_pixel_decoder if config.pixel_decoder == "deformable" else _pixel_decoder
+    pixel_decoder = {"deformable": _deformable_pixel_decoder, "pem": _pem_pixel_decoder}.get(
+        config.pixel_decoder, _pixel_decoder
+    )
     predictor = _masked_predictor if config.transformer_decoder == "masked" else _predictor
     return backbone_names(backbone) | pixel_decoder(config) | predictor(config)
 
@@ -61,13 +63,17 @@ def _resnet(config: Any) -> dict[str, Target]:
 
 
 def _conv_batch_norm(theirs: str, ours: str) -> dict[str, Target]:
-    names: dict[str, Target] = {f"{theirs}.weight": f"{ours}.convolution.weight"}
-    for kind in ("weight", "bias", "running_mean", "running_var"):
-        names[f"{theirs}.norm.{kind}"] = f"{ours}.normalization.{kind}"
-    return names
+    return {
+        f"{theirs}.weight": f"{ours}.convolution.weight",
+        **_batch_norm(f"{theirs}.norm", f"{ours}.normalization"),
+    }
 
 
-def _swin(config: Any) -> dict[str, Target]:
+def _batch_norm(theirs: str, ours: str) -> dict[str, Target]:
+    return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")}
+
+
+def swin_names(config: Any) -> dict[str, Target]:
     theirs, ours = "backbone", "model.backbone.body.swin"
     names: dict[str, Target] = {}
     if config.use_absolute_embeddings:
@@ -137,6 +143,27 @@ def _deformable_pixel_decoder(config: MaskFormerHfConfig) -> dict[str, Target]:
     return names | _layer(f"{theirs}.mask_features", f"{ours}.mask_projection")
 
 
+def _pem_pixel_decoder(config: MaskFormerHfConfig) -> dict[str, Target]:
+    theirs, ours = "sem_seg_head.pixel_decoder", "model.pixel_decoder"
+    names: dict[str, Target] = {}
+    parts = {f"in_projections.{NUM_FEATURE_MAPS - 1 - i}": f"laterals.{i}" for i in range(NUM_FEATURE_MAPS)}
+    for part, own in {**parts, "conv_avg": "context", "out": "mask_projection"}.items():
+        names[f"{theirs}.{part}.conv.weight"] = f"{ours}.{own}.0.weight"
+        names |= _batch_norm(f"{theirs}.{part}.bn", f"{ours}.{own}.1")
+    for i in range(NUM_FEATURE_MAPS):
+        mlp, own = f"{theirs}.csm.{i}.mlp.0.mlp", f"{ours}.modulations.{i}"
+        names |= {f"{mlp}.0.weight": f"{own}.reduce.weight", f"{mlp}.3.weight": f"{own}.expand.weight"}
+        names |= _batch_norm(f"{mlp}.1", f"{own}.norm")
+    for i in range(NUM_FEATURE_MAPS - 1):
+        theirs_i, convolution, upsampling = f"{theirs}.dcn.{i}", f"{ours}.convolutions.{i}", f"{ours}.upsamplings.{i}"
+        names |= _layer(f"{theirs_i}.dcn_offset", f"{convolution}.places")
+        names[f"{theirs_i}.dcn.weight"] = f"{convolution}.convolution.weight"
+        names |= _batch_norm(f"{theirs_i}.dcn_bn", f"{convolution}.norm")
+        names[f"{theirs_i}.up_sample.weight"] = f"{upsampling}.convolution.weight"
+        names |= _batch_norm(f"{theirs_i}.up_bn", f"{upsampling}.norm")
+    return names
+
+
 def _conv_group_norm(theirs: str, ours: str) -> dict[str, Target]:
     return {f"{theirs}.weight": f"{ours}.0.weight", **_layer(f"{theirs}.norm", f"{ours}.1")}
 
@@ -165,9 +192,12 @@ def _masked_predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     theirs, ours = "sem_seg_head.predictor", "model.transformer_decoder"
     names: dict[str, Target] = {
         f"{theirs}.query_feat.weight": f"{ours}.query_features.weight",
-        f"{theirs}.query_embed.weight": f"{ours}.query_position.weight",
         f"{theirs}.level_embed.weight": f"{ours}.level_embedding.weight",
     }
+    if config.query_position:
+        names[f"{theirs}.query_embed.weight"] = f"{ours}.query_position.weight"
+    if config.query_source == "denoising":
+        names[f"{theirs}.label_enc.weight"] = "query_source.label_embedding.weight"
     if config.enforce_input_projection or config.feature_size != config.hidden_size:
         for level in range(NUM_MEMORY_LEVELS):
             names |= _layer(f"{theirs}.input_proj.{level}", f"{ours}.input_projections.{level}")
@@ -176,10 +206,7 @@ def _masked_predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
         cross, own, ffn = (
             f"{theirs}.transformer_{part}_layers.{i}" for part in ("cross_attention", "self_attention", "ffn")
         )
-        for kind in ("weight", "bias"):
-            names[f"{cross}.multihead_attn.in_proj_{kind}"] = f"{layer}.cross_attn.in_proj.{kind}"
-        names |= _layer(f"{cross}.multihead_attn.out_proj", f"{layer}.cross_attn.o_proj")
-        names |= _layer(f"{cross}.norm", f"{layer}.cross_attn_norm")
+        names |= _cross_attention(config, cross, layer)
         names |= _attention(f"{own}.self_attn", f"{layer}.self_attn")
         names |= _layer(f"{own}.norm", f"{layer}.self_attn_norm")
         names |= _feed_forward(ffn, layer)
@@ -188,6 +215,27 @@ def _masked_predictor(config: MaskFormerHfConfig) -> dict[str, Target]:
     for i in range(3):
         names |= _layer(f"{theirs}.mask_embed.layers.{i}", f"{ours}.mask_embedder.layers.{i}")
     return names | _layer(f"{theirs}.class_embed", "head.class_predictor")
+
+
+def _cross_attention(config: MaskFormerHfConfig, theirs: str, layer: str) -> dict[str, Target]:
+    ours = f"{layer}.cross_attn"
+    if config.cross_attention == "prototype":
+        cells = f"{theirs}.feature_proj"
+        return {
+            **_batch_norm(f"{cells}.bn", f"{ours}.cell_proj.norm"),
+            **_layer(f"{cells}.to_query_3x3", f"{ours}.cell_proj.local"),
+            **_layer(f"{cells}.out", f"{ours}.cell_proj.linear"),
+            **_layer(f"{theirs}.query_proj.0", f"{ours}.query_norm"),
+            **_layer(f"{theirs}.query_proj.1", f"{ours}.query_proj"),
+            **_layer(f"{theirs}.proj", f"{ours}.proj"),
+            **_layer(f"{theirs}.final", f"{ours}.o_proj"),
+            f"{theirs}.alpha": f"{ours}.scale",
+        }
+    return {
+        **{f"{theirs}.multihead_attn.in_proj_{kind}": f"{ours}.in_proj.{kind}" for kind in ("weight", "bias")},
+        **_layer(f"{theirs}.multihead_attn.out_proj", f"{ours}.o_proj"),
+        **_layer(f"{theirs}.norm", f"{layer}.cross_attn_norm"),
+    }
 
 
 def memory_channels(config: MaskFormerHfConfig) -> int:

@@ -13,7 +13,7 @@ def check_output(output: Path, force: bool):
         raise ValueError(f"{str(output)!r} is a file; give the name of a folder")
     if not force and output.is_dir() and any(output.iterdir()):
         raise ValueError(
-            f"the folder {str(output)!r} is not empty; choose another, or overwrite files in it with --force"
+            f"the folder {str(output)!r} is not empty; choose another, or overwrite files in it with --overwrite"
         )
 
 

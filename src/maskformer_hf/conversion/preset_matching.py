@@ -17,6 +17,7 @@ _FIELDS = (
     "transformer_decoder",
 )
 _DECODER_FIELDS = ("hidden_size", "ffn_dim", "decoder_layers", "num_queries")
+_MASKED_FIELDS = ("query_source", "query_position")
 _DETR_FIELDS = ("decoder_encoder_layers", "pre_norm")
 _DEFORMABLE_FIELDS = ("encoder_layers", "encoder_levels", "num_attention_heads")
 _BACKBONE_FIELDS = {
@@ -55,6 +56,8 @@ def _visible(config: MaskFormerHfConfig) -> dict[str, Any]:
         fields["encoder_ffn_dim"] = config.encoder_ffn_dim or config.ffn_dim
     if config.transformer_decoder == "detr":
         fields |= {name: getattr(config, name) for name in _DETR_FIELDS}
+    if config.transformer_decoder == "masked":
+        fields |= {name: getattr(config, name) for name in _MASKED_FIELDS}
     if config.transformer_decoder is not None:
         fields |= {name: getattr(config, name) for name in _DECODER_FIELDS}
         # Tensors show a projection. Only where it is not needed for the sizes to fit was it asked for.

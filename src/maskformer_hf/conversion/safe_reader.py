@@ -64,8 +64,8 @@ def _arrays_by_name(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _values_by_name(content: Any, kind: type) -> dict[str, Any]:
-    """What lies below `"model"`, or at the top if there is no such key."""
-    state = content.get("model", content) if isinstance(content, dict) else content
+    """What lies below `"model"`, or mmdetection's `"state_dict"`, or at the top if there is no such key."""
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else content
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}.")
     others = [str(name) for name, value in state.items() if not isinstance(value, kind)]

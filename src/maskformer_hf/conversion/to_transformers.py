@@ -1,4 +1,4 @@
-"""A checkpoint of ours as transformers' own MaskFormer or Mask2Former, for people who do not have this package."""
+"""A checkpoint of ours as transformers' own MaskFormer, Mask2Former or EoMT, for people without this package."""
 
 import re
 from copy import deepcopy
@@ -21,6 +21,8 @@ from ..models.transformers_layout import (
     OWN_SECTION,
     WEIGHT_NAMES,
 )
+from ..models.transformers_layout_eomt import EOMT_FIELDS, EOMT_IGNORED_WEIGHTS, EOMT_PARTS, eomt_names
+from .to_transformers_eomt import MODEL_TYPES, eomt_fields
 from .wording import shorten
 
 # Names inside a block of a Swin. Our backbone is transformers' newer Swin, which renamed them; its MaskFormer has the
@@ -36,8 +38,16 @@ SWIN_NAMES = {
 }
 # Largest difference of logits in shares of the largest logit: more than any backbone's rounding, less than any mistake.
 LARGEST_DIFFERENCE = 1e-3
-# What both of transformers' models have in other slots.
-_PARTS = {"cross_attention": "softmax", "class_head": "linear", "mask_head": "product", "query_source": None}
+# What transformers' MaskFormer and Mask2Former have in other slots, and that they run all their layers.
+_PARTS = {
+    "cross_attention": "softmax",
+    "class_head": "linear",
+    "mask_head": "product",
+    "query_source": None,
+    "inference_layers": None,
+    "inference_encoder_layers": None,
+    "backbone_pyramid": None,
+}
 _RATIOS = {"oversample_ratio", "importance_sample_ratio"}
 
 Ours = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
@@ -52,6 +62,7 @@ class _Target(NamedTuple):
     model: Any
     image_processor: Any
     pixel_decoder: str
+    parts: dict[str, Any] = _PARTS
 
 
 # By our transformer decoder.
@@ -70,11 +81,27 @@ _TARGETS = {
         transformers.Mask2FormerImageProcessor,
         "deformable",
     ),
+    "joint": _Target(
+        "EoMT",
+        transformers.EomtConfig,
+        transformers.EomtForUniversalSegmentation,
+        transformers.EomtImageProcessor,
+        "none",
+        {field: EOMT_PARTS.get(field, part) for field, part in _PARTS.items()},
+    ),
 }
 
 
 def _target(config: Any) -> _Target:
-    return _TARGETS.get(config.transformer_decoder, _TARGETS["detr"])
+    target = _TARGETS.get(config.transformer_decoder, _TARGETS["detr"])
+    if (
+        target.name == "EoMT"
+        and MODEL_TYPES[config.backbone_config.model_type] == transformers.EomtDinov3Config.model_type
+    ):
+        return target._replace(
+            config=transformers.EomtDinov3Config, model=transformers.EomtDinov3ForUniversalSegmentation
+        )
+    return target
 
 
 def to_transformers(model: Ours) -> tuple[Theirs, float]:
@@ -95,9 +122,13 @@ def to_transformers(model: Ours) -> tuple[Theirs, float]:
         raise ValueError(f"transformers' {_target(config).name} has no counterpart of {'; nor of '.join(lacking)}.")
     theirs: Any = _target(config).model(transformers_config(config)).eval()
     theirs.to(model.dtype)
-    # Their model replaces the configuration of a Swin by one of another class, and loading that would warn.
-    theirs.config.backbone_config = transformers_config(config).backbone_config
+    if hasattr(theirs.config, "backbone_config"):
+        # Their model replaces the configuration of a Swin by one of another class, and loading that would warn.
+        theirs.config.backbone_config = transformers_config(config).backbone_config
     theirs.load_state_dict(_state_dict(model, theirs))
+    if hasattr(theirs, "attn_mask_probs"):
+        # Queries of a trained EoMT attend to all patches.
+        theirs.attn_mask_probs.zero_()
     return theirs, _largest_difference(model, theirs)
 
 
@@ -109,7 +140,10 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
     parts = {
         f"pixel_decoder={config.pixel_decoder!r}": config.pixel_decoder != target.pixel_decoder,
         f"transformer_decoder={config.transformer_decoder!r}": config.transformer_decoder not in _TARGETS,
-        **{f"{field}={getattr(config, field)!r}": getattr(config, field) != part for field, part in _PARTS.items()},
+        **{
+            f"{field}={getattr(config, field)!r}": getattr(config, field) != part
+            for field, part in target.parts.items()
+        },
     }
     if target.name == "MaskFormer":
         # Mask2Former has both there.
@@ -117,8 +151,9 @@ def _parts_without_counterpart(model: Ours) -> list[str]:
         name = f"enforce_input_projection=True where features have hidden_size={config.hidden_size} channels already"
         parts["pre_norm=True"] = config.pre_norm
         parts[name] = config.enforce_input_projection and not is_projected
-    else:
+    elif target.name == "Mask2Former":
         parts[f"encoder_levels={config.encoder_levels}"] = config.encoder_levels != 3
+        parts["query_position=False"] = not config.query_position
     parts[f"decoder_encoder_layers={config.decoder_encoder_layers}"] = config.decoder_encoder_layers > 0
     return [part for part, is_there in parts.items() if is_there] + _backbone_without_counterpart(config)
 
@@ -143,19 +178,22 @@ def _backbone_without_counterpart(config: Any) -> list[str]:
 def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerConfig | transformers.Mask2FormerConfig:
     """Translate a configuration. Fields that transformers lacks go into a section of our own, for the way back."""
     target = _target(config)
-    names = FIELDS if target.name == "MaskFormer" else MASK2FORMER_FIELDS
+    names = {"MaskFormer": FIELDS, "Mask2Former": MASK2FORMER_FIELDS, "EoMT": EOMT_FIELDS}[target.name]
     translated: dict[str, Any] = {
         **{other: getattr(config, name) for name, other in names.items()},
-        "backbone_config": config.backbone_config.to_dict(),  # pyrefly: ignore[missing-attribute]
         "id2label": config.id2label,
         "label2id": config.label2id,
     }
+    if target.name == "EoMT":
+        translated |= eomt_fields(config)
+    else:
+        translated["backbone_config"] = config.backbone_config.to_dict()  # pyrefly: ignore[missing-attribute]
     if target.name == "MaskFormer":
         decoder = {other: getattr(config, name) for name, other in DECODER_FIELDS.items()}
         translated["decoder_config"] = {"model_type": "detr", **decoder}
         # With it, their forward fails unless it is asked for hidden states too.
         translated[names["use_auxiliary_loss"]] = False
-    else:
+    elif target.name == "Mask2Former":
         translated["decoder_layers"] = config.decoder_layers + 1
         translated[names["encoder_ffn_dim"]] = config.encoder_ffn_dim or config.ffn_dim
         # Without it, their forward fails.
@@ -175,9 +213,12 @@ def transformers_config(config: MaskFormerHfConfig) -> transformers.MaskFormerCo
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def own_name(name: str) -> str:
-    """Our name for a tensor of transformers' models, by the map that reads their checkpoints."""
-    for pattern, replacement in WEIGHT_NAMES.items():
+def own_name(name: str, config: Any = None) -> str:
+    """Our name for a tensor of transformers' models, by the map that reads their checkpoints.
+
+    `config`: Ours, which an EoMT's names depend on.
+    """
+    for pattern, replacement in {**WEIGHT_NAMES, **eomt_names(config)}.items():
         if re.match(pattern, name):
             name = re.sub(pattern, replacement, name)
             break
@@ -193,10 +234,10 @@ def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
     ours = model.state_dict()
     state, empty = theirs.state_dict(), []
     for name in state:
-        own = own_name(name)
+        own = own_name(name, model.config)
         if own in ours:
             state[name] = ours.pop(own)
-        elif not any(re.search(pattern, own) for pattern in IGNORED_WEIGHTS):
+        elif not any(re.search(pattern, own) for pattern in (*IGNORED_WEIGHTS, *EOMT_IGNORED_WEIGHTS)):
             empty.append(name)
     if ours or empty:
         raise ValueError(
@@ -208,8 +249,10 @@ def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _largest_difference(model: Ours, theirs: Any) -> float:
-    # The size is no multiple of any stride.
-    noise = torch.randn(1, model.config.num_channels, 90, 134, generator=torch.Generator().manual_seed(0))
+    # The size is no multiple of any stride. Their EoMT knows one size.
+    side = getattr(model.config.backbone_config, "image_size", None)
+    size = (side, side) if _target(model.config).name == "EoMT" else (90, 134)
+    noise = torch.randn(1, model.config.num_channels, *size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(model.device, model.dtype)
     ours, others = model(noise), theirs.to(model.device)(noise)
     names = ("class_queries_logits", "masks_queries_logits")
@@ -235,6 +278,8 @@ def transformers_processor(processor: MaskFormerHfImageProcessor, config: Any) -
     options = processor.to_dict()
     for name in ("image_processor_type", "auto_map", "processor_class"):
         options.pop(name, None)
+    if _target(config).name == "EoMT":
+        options["do_pad"] = True
     return _target(config).image_processor(**options)
 
 
@@ -249,6 +294,9 @@ def describe_changes(model: Ours, processor: MaskFormerHfImageProcessor, differe
     config: Any = model.config
     if config.transformer_decoder == "detr" and config.use_auxiliary_loss:
         changes.append("Deep supervision is switched off: transformers' forward fails with it.")
+    if config.transformer_decoder == "joint":
+        side = config.backbone_config.image_size
+        changes.append(f"Images must have {side}x{side} pixels there; training does not anneal masked attention.")
     if config.transformer_decoder == "masked" and not config.use_auxiliary_loss:
         changes.append("Deep supervision is switched on: transformers' forward fails without it.")
     if config.transformer_decoder == "masked" and config.dropout > 0:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import list_images, read_id_map, read_image
+from .file_finder import list_images, with_maps
+from .files import read_id_map, read_image
 from .id_maps import NOTHING, UNKNOWN, ClassMeaning, IdMaps, Meaning, class_list
 from .sample import VOID, Task
 
@@ -54,15 +55,8 @@ def ade20k(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
     folders = {"semantic": [annotations], "instance": [], "panoptic": [annotations]}[task]
     if task != "semantic":
         folders.append(root / "annotations_instance" / split)
-    maps = []
-    for folder in folders:
-        found = {path.stem: path for pattern in ("*.png", "*.tif") for path in folder.glob(pattern)}
-        if missing := [path.name for path in photos if path.stem not in found]:
-            raise ValueError(
-                f"{len(missing)} photos of {root} have no map of the same name in {folder}, first {missing[0]}"
-            )
-        maps.append(found)
-    files = [(photo, *(found[photo.stem] for found in maps)) for photo in photos]
+    pairs = [with_maps(photos, folder, (".png", ".tif")) for folder in folders]
+    files = [(photo, *(path for _, path in found)) for photo, *found in zip(photos, *pairs, strict=True)]
 
     starts_at_one = annotations.parent.name == "annotations"
     classes = class_list("ade20k_full_847" if is_full else "ade20k_150")

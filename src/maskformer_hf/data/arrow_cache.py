@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..output_files import whole_file
 
 if TYPE_CHECKING:
     from datasets import Dataset as ArrowDataset
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 Parsed = tuple["Schema", Iterable[dict[str, Any]], dict[str, Any]]
 
 # Part of a cached file's name. Raise it with every change of what a parser that is given to `arrow_records` makes.
-VERSION = 1
+VERSION = 2
 METADATA_KEY = b"maskformer_hf"
 BATCH = 1000
 
@@ -43,17 +44,15 @@ def arrow_records(source: Path, kind: str, parse: Callable[[Path], Parsed]) -> t
         schema, records, facts = parse(source)
         iterator = iter(records)
         schema = schema.with_metadata({METADATA_KEY: json.dumps(facts).encode()})
-        # Written under another name, as several processes may do this at once. The last one replaces an equal file.
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with pyarrow.OSFile(str(unfinished), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-                    while batch := list(islice(iterator, BATCH)):
-                        writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            # Several processes may do this at once. The last one replaces an equal file.
+            with (
+                whole_file(path) as unfinished,
+                pyarrow.OSFile(str(unfinished), "wb") as sink,
+                pyarrow.ipc.new_stream(sink, schema) as writer,
+            ):
+                while batch := list(islice(iterator, BATCH)):
+                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
         except OSError as error:
             raise ValueError(
                 f"the records of {source} cannot be written to {folder}: {error}; set HF_DATASETS_CACHE to a folder "

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import missing_files
+from ..models.image_files import files_in
+from .file_finder import Folders, named
 from .id_maps import NOTHING, UNKNOWN, IdMaps, Meaning, class_list
 from .sample import VOID, Task
 
@@ -33,15 +34,21 @@ def cityscapes(root: str | Path, split: str, task: Task | None = None) -> IdMaps
     task = task or "semantic"
     kind = "labelIds" if task == "semantic" else "instanceIds"
     root = Path(root)
-    photos = sorted((root / "leftImg8bit" / split).rglob("*_leftImg8bit.png"))
+    photos = files_in(root / "leftImg8bit" / split, ("_leftimg8bit.png",), deep=True)
     if not photos:
         raise ValueError(f"{root / 'leftImg8bit' / split} holds no *_leftImg8bit.png; splits are train, val and test")
-    files = []
+    listings = Folders()
+    files, missing = [], []
     for photo in photos:
-        place = photo.relative_to(root / "leftImg8bit")
-        files.append((photo, root / "gtFine" / place.with_name(photo.name[:-15] + f"gtFine_{kind}.png")))
-    if missing := missing_files([str(path) for _, path in files]):
-        raise ValueError(f"{len(missing)} photos of {root} have no {kind}, first {missing[0]}; unpack gtFine there")
+        place = photo.relative_to(root / "leftImg8bit").with_name(photo.name[:-15] + f"gtFine_{kind}.png")
+        expected = root / "gtFine" / place
+        found = expected if listings.has(str(expected)) else listings.similar(expected)
+        if found is None:
+            missing.append(expected)
+        else:
+            files.append((photo, found))
+    if missing:
+        raise ValueError(f"{len(missing)} photos of {root} have no {kind}, first {named(missing)}; unpack gtFine there")
     classes = [item for item in class_list("cityscapes_19") if task != "instance" or item[1]]
     return IdMaps(
         files,

@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from ..models.image_opening import open_image
 from .arrow_cache import arrow_records
 from .coco_json import parse_instances, parse_panoptic
-from .files import missing_files, read_image
+from .file_finder import existing_file, located
+from .files import read_image
 from .reader import RecordReader
 from .run_lengths import planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -43,12 +44,13 @@ class CocoInstances(RecordReader):
     def __init__(self, json_path: str | Path, images: str | Path | None = None) -> None:
         self.path = _json_file(json_path)
         records, facts = arrow_records(self.path, "coco_instances", parse_instances)
+        records, image_folder = located(records, "file_name", _image_folders(self.path, images), self.path)
         super().__init__(
             records,
             facts["names"],
             task="instance",
             image_column="file_name",
-            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            image_folder=image_folder,
             problems=[Problem(*problem) for problem in facts["problems"]],
             supercategories=facts["supercategories"],
         )
@@ -88,18 +90,16 @@ class CocoPanoptic(RecordReader):
         self.path = _json_file(json_path)
         self.png_folder = self.path.with_suffix("") if pngs is None else Path(pngs)
         records, facts = arrow_records(self.path, "coco_panoptic", parse_panoptic)
-        missing = missing_files(os.path.join(self.png_folder, name) for name in records["png"])
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of the {len(records)} PNGs that {self.path} names are missing, first {missing[0]}"
-            )
+        records, png_folder = located(records, "png", [self.png_folder], self.path, "PNGs")
+        records, image_folder = located(records, "file_name", _image_folders(self.path, images), self.path)
+        self.png_folder = Path(png_folder)
         super().__init__(
             records,
             facts["names"],
             task="panoptic",
             stuff=[label for label, is_thing in enumerate(facts["is_thing"]) if not is_thing],
             image_column="file_name",
-            image_folder=_image_folder(self.path, records["file_name"][:], images),
+            image_folder=image_folder,
             problems=[Problem(*problem) for problem in facts["problems"]],
             supercategories=facts["supercategories"],
         )
@@ -111,20 +111,27 @@ class CocoPanoptic(RecordReader):
         ids_HW = _segment_ids(png)
         if ids_HW.shape != size:
             raise ValueError(f"{png} is {ids_HW.shape} (height, width), but {self.path} says {size}")
-        fused = frozenset(self.label_ids_to_fuse)
-        first_of_label: dict[int, int] = {}
-        numbers = []
-        for position, label in enumerate(record["label"], start=1):
-            numbers.append(first_of_label.setdefault(label, position) if label in fused else position)
         # A table of up to 2^24 entries, in which pixels are looked up without a search. The system only makes those of
         # its pages that are touched.
-        number_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
-        number_of_id[0] = VOID
-        number_of_id[record["segment_id"]] = numbers
-        numbers_HW = number_of_id[ids_HW]
-        if not numbers_HW.all():
-            unknown = int(ids_HW[numbers_HW == 0][0])
+        place_of_id = np.zeros(max(int(ids_HW.max()), *record["segment_id"], 0) + 1, dtype=np.int32)
+        place_of_id[0] = VOID
+        place_of_id[record["segment_id"]] = np.arange(1, len(record["label"]) + 1)
+        places_HW = place_of_id[ids_HW]
+        if not places_HW.all():
+            unknown = int(ids_HW[places_HW == 0][0])
             raise ValueError(f"{png} has pixels of id {unknown}, which is no segment of this image in {self.path}")
+        areas = np.bincount(places_HW.ravel() - VOID, minlength=len(record["label"]) + 2)[2:]
+        for place in np.flatnonzero(areas == 0).tolist():
+            self.noted.add_once(
+                "segment that the json lists and the PNG lacks", f"{png}: id {record['segment_id'][place]}"
+            )
+        fused = frozenset(self.label_ids_to_fuse)
+        first_of_label: dict[int, int] = {}
+        # Index `VOID` = -1 reaches the last entry.
+        numbers = [0]
+        for place, label in enumerate(record["label"], start=1):
+            numbers.append(first_of_label.setdefault(label, place) if label in fused else place)
+        numbers_HW = np.array([*numbers, VOID], dtype=np.int32)[places_HW]
         return sample_of_numbers(read_image(path, size), numbers_HW, record["label"], record["is_crowd"], path)
 
 
@@ -158,30 +165,20 @@ def _segment_ids(path: str) -> np.ndarray:
 
 
 def _json_file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
+    found = existing_file(Path(path))
+    if found is None:
         raise ValueError(f"there is no json at {path}")
-    return path
+    return found
 
 
-def _image_folder(json_path: Path, names: list[str], images: str | Path | None) -> str:
-    """The folder that the json's file names count from. Raises ValueError naming the images that are not there."""
+def _image_folders(json_path: Path, images: str | Path | None) -> list[Path]:
+    """The folders that the json's file names may count from."""
+    if images is not None:
+        return [Path(images)]
     # instances_train2017.json -> train2017
     end = json_path.stem.split("_", 1)[-1]
-    candidates = [
+    return [
         base / below
         for base in (json_path.parent, json_path.parent.parent)
         for below in ("images", "", end, f"images/{end}")
     ]
-    if images is not None:
-        candidates = [Path(images)]
-    first = names[:20]
-    best = max(candidates, key=lambda folder: sum((folder / name).is_file() for name in first))
-    missing = missing_files(os.path.join(best, name) for name in names)
-    if missing:
-        places = ", ".join(str(folder) for folder in candidates)
-        raise ValueError(
-            f"{len(missing)} of the {len(names)} photos that {json_path} names are missing, first {missing[0]} (looked "
-            f"in {places}); put them there, or take them out of the json"
-        )
-    return str(best)

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ..models.image_files import files_in
 from .coco import CocoInstances, sample_of_numbers
-from .files import missing_files, read_id_map, read_image
+from .file_finder import by_stem, first_file, named
+from .files import read_id_map, read_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths
 from .sample import VOID, Sample
 from .semantic_folder import VOID_IDS, VOID_NAMES
+from .text_files import read_lines
 
 _UNKNOWN = -2
 
@@ -40,9 +43,10 @@ class CocoInstancesAndStuff(RecordReader):
         instances = CocoInstances(json_path, images)
         self.path = instances.path
         self.semantic = Path(semantic)
-        missing = missing_files(self._png_path(path) for path in instances.image_paths)
-        if missing:
-            raise ValueError(f"{len(missing)} images of {self.path} have no PNG, first {missing[0]}")
+        self._png_of_stem = by_stem(files_in(self.semantic, (".png",)))
+        stems = [Path(path).stem for path in instances.image_paths]
+        if missing := [self.semantic / f"{stem}.png" for stem in stems if stem not in self._png_of_stem]:
+            raise ValueError(f"{len(missing)} images of {self.path} have no PNG, first {named(missing)}")
         categories = list(instances.id2label.values())
         names_of_ids = _png_class_names(self.semantic)
         void_ids = {*VOID_IDS, 0}
@@ -56,6 +60,8 @@ class CocoInstancesAndStuff(RecordReader):
         else:
             pairs = zip(categories, instances.category_ids, strict=True)
             names_of_ids = {category_id: name for name, ids in pairs for category_id in ids}
+            if odd := [item for item in names_of_ids if not isinstance(item, int) or not 0 <= item < 65536]:
+                raise ValueError(f"{self.path} has category ids {odd[:3]}, which no PNG in {self.semantic} can hold")
         things = [name for name, thing in zip(categories, instances.is_thing, strict=True) if thing is not False]
         stuff = [
             name
@@ -80,13 +86,10 @@ class CocoInstancesAndStuff(RecordReader):
         for png_id, name in names_of_ids.items():
             self._stuff_of_id[png_id] = names.index(name) if name in stuff else VOID
 
-    def _png_path(self, image_path: str) -> str:
-        return os.path.join(self.semantic, f"{Path(image_path).stem}.png")
-
     def sample(self, record: dict[str, Any]) -> Sample:
         path = os.path.join(self.image_folder, record["file_name"])
         size = (record["height"], record["width"])
-        stuff_HW = self._read_stuff(self._png_path(path), size)
+        stuff_HW = self._read_stuff(str(self._png_of_stem[Path(path).stem]), size)
         labels = np.flatnonzero(np.bincount(stuff_HW.ravel() + 1)[1:]).tolist()
         is_crowd = [False] * len(labels)
         number_of_label = np.full(
@@ -129,12 +132,11 @@ class CocoInstancesAndStuff(RecordReader):
 
 def _png_class_names(folder: Path) -> dict[int, str] | None:
     """Name by id from classes.txt; None without such a file."""
-    for path in (folder / "classes.txt", folder.resolve().parent / "classes.txt"):
-        if path.is_file():
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            names = [line for line in lines if line]
-            repeated = [name for name, count in Counter(names).items() if count > 1 and name.lower() not in VOID_NAMES]
-            if repeated:
-                raise ValueError(f"{path} names {repeated} more than once; only void may stand for several ids")
-            return dict(enumerate(names))
-    return None
+    path = first_file((folder, folder.resolve().parent), ["classes.txt"])
+    if path is None:
+        return None
+    names = read_lines(path)
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name.lower() not in VOID_NAMES]
+    if repeated:
+        raise ValueError(f"{path} names {repeated} more than once; only void may stand for several ids")
+    return dict(enumerate(names))

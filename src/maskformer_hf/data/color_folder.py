@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import list_images, read_image
+from .file_finder import existing_file, list_images, with_maps
+from .files import read_image
 from .id_maps import UNKNOWN, IdMaps, Meaning
 from .sample import VOID
 from .semantic_folder import VOID_NAMES
+from .text_files import read_lines
 
 TABLES = ("class_dict.csv", "classes.txt", "label_colors.txt")
 
@@ -38,12 +40,6 @@ def color_folder(root: str | Path, split: str) -> IdMaps:
     if folders is None:
         raise ValueError(f"{root / split} has no images/ and labels/, nor is there {root / f'{split}_labels'}")
     path, colors = table
-    photos = list_images(folders[0])
-    maps = {file.stem.removesuffix("_L"): file for file in folders[1].glob("*.png")}
-    if missing := [photo.name for photo in photos if photo.stem.removesuffix("_L") not in maps]:
-        raise ValueError(
-            f"{len(missing)} photos of {root} have no PNG of the same name in {folders[1]}, first {missing[0]}"
-        )
     kept = [name for name in colors if name.lower() not in VOID_NAMES]
     label_of_color = {
         red << 16 | green << 8 | blue: kept.index(name) if name in kept else VOID
@@ -52,7 +48,7 @@ def color_folder(root: str | Path, split: str) -> IdMaps:
     if len(label_of_color) < len(colors):
         raise ValueError(f"{path} gives one colour to two classes")
     return IdMaps(
-        [(photo, maps[photo.stem.removesuffix("_L")]) for photo in photos],
+        with_maps(list_images(folders[0]), folders[1], ending="_L"),
         _Meaning(label_of_color),
         task="semantic",
         classes=[(name, False) for name in kept],
@@ -90,32 +86,32 @@ def _folders(root: Path, split: str) -> tuple[Path, Path] | None:
 def _color_table(root: Path, split: str) -> tuple[Path, dict[str, tuple[int, int, int]]] | None:
     """The file, and name -> colour; None where no file gives colours."""
     for folder in (root / split, root):
-        for path in (folder / name for name in TABLES):
-            if path.is_file() and (colors := _read_table(path)):
+        for path in (existing_file(folder / name) for name in TABLES):
+            if path is not None and (colors := _read_table(path)):
                 return path, colors
     return None
 
 
 def _read_table(path: Path) -> dict[str, tuple[int, int, int]]:
     colors: dict[str, tuple[int, int, int]] = {}
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".csv":
-        rows = list(csv.reader(text.splitlines(), skipinitialspace=True))[1:]
+    lines = read_lines(path)
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.reader(lines, skipinitialspace=True))[1:]
     else:
         rows = []
-        for line in text.splitlines():
-            if last := re.fullmatch(r"\s*(\S.*?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)\s*", line):
+        for line in lines:
+            if last := re.fullmatch(r"(\S.*?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)", line):
                 rows.append(list(last.groups()))
-            elif first := re.fullmatch(r"\s*(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*?)\s*", line):
+            elif first := re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*?)", line):
                 rows.append([first[4], first[1], first[2], first[3]])
-            elif line.strip():
+            else:
                 return {}  # a line without a colour: the table is for maps of ids
     for number, row in enumerate(rows, start=1):
         try:
             name, color = row[0].strip(), (int(row[1]), int(row[2]), int(row[3]))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path}, class {number} is {row}; expected a name and a colour: name, r, g, b") from error
-        if not name or max(color) > 255 or name in colors:
+        if not name or not 0 <= min(color) <= max(color) <= 255 or name in colors:
             raise ValueError(f"{path}, class {number} is {row}: names must differ, and colours be of 0 to 255")
         colors[name] = color
     return colors

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch.utils.data import Dataset
 
 from .relabel import Relabelled, Unlabelled, as_task
-from .sample import Sample, SegmentationDataset, Task
+from .sample import Problem, Sample, SegmentationDataset, Task
 
 
 class Concatenated(Dataset[Sample]):
@@ -24,7 +24,10 @@ class Concatenated(Dataset[Sample]):
         self.supercategories: dict[str, str] = {}
         for part in reversed(self.parts):
             self.supercategories |= getattr(part, "supercategories", {})
-        self.problems = [problem for part in self.parts for problem in getattr(part, "problems", [])]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [problem for part in self.parts for problem in getattr(part, "problems", [])]
 
     @property
     def image_paths(self) -> list[str]:

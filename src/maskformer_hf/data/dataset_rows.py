@@ -3,7 +3,6 @@
 Shapes: N segments, H W pixels.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torchvision import tv_tensors
 
 from ..models.image_opening import open_image
 from .dataset_columns import CATEGORY_KEYS, CROWD_KEYS, SEGMENTATION_KEYS, Columns
+from .fields import Fields
 from .files import decode_image
 from .id_maps import NOTHING, UNKNOWN, Meaning, UnknownIdError, sample_from_ids
 from .polygons import sample_from_run_lengths
@@ -130,10 +130,10 @@ class Rows:
         is_crowd = np.zeros(len(values), dtype=bool)
         place_of_id = {value: place for place, value in enumerate(values.tolist())}
         for segment in segments:
-            place = place_of_id.get(segment["id"])
+            place = place_of_id.get(Fields(segment, f"a segment of {name}", ProblemCounter()).integer("id"))
             if place is not None:
                 labels[place] = self._label(_first(segment, CATEGORY_KEYS), name)
-                is_crowd[place] = bool(_first(segment, CROWD_KEYS))
+                is_crowd[place] = _is_crowd(segment, name)
         is_object = ~np.isin(labels, self.stuff)
         return Meaning(labels, is_object, is_crowd & is_object)
 
@@ -156,11 +156,11 @@ class Rows:
         counts, labels, is_crowd = [], [], []
         for number, item in enumerate(objects):
             where = f"{name}, object {number}"
-            encoded = run_lengths_of(_segmentation(_first(item, SEGMENTATION_KEYS)), size, where, ProblemCounter())
+            encoded = run_lengths_of(_first(item, SEGMENTATION_KEYS), size, where, ProblemCounter())
             if encoded is not None:  # None: the object has no pixel
                 counts.append(encoded)
                 labels.append(self._label(_first(item, CATEGORY_KEYS), where))
-                is_crowd.append(bool(_first(item, CROWD_KEYS)))
+                is_crowd.append(_is_crowd(item, where))
         return sample_from_run_lengths(image, counts, labels, is_crowd, name)
 
     def _from_masks(self, image: tv_tensors.Image, masks: Any, classes: Any, name: str) -> Sample:
@@ -227,15 +227,5 @@ def _first(item: Row, keys: Sequence[str]) -> Any:
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
-def _segmentation(value: Any) -> Any:
-    """The outline as COCO's json has it: run lengths, or polygons as flat lists.
-
-    Polygons may be stored as flat lists or as lists of points.
-    """
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, list | np.ndarray) or not len(value) or np.isscalar(value[0]):
-        return value
-    if all(not np.isscalar(part) and len(part) == 2 and np.isscalar(part[0]) for part in value):
-        return [np.ravel(value).tolist()]
-    return [np.ravel(part).tolist() for part in value]
+def _is_crowd(item: Row, where: str) -> bool:
+    return Fields({"iscrowd": _first(item, CROWD_KEYS)}, where, ProblemCounter()).truth("iscrowd", default=False)

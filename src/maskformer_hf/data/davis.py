@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.image_files import is_image_file
+from .file_finder import folders_in, list_images, with_maps
 from .files import read_id_map
 from .sample import Problem
 from .video import ClipSample, Objects, read_frames, stack_planes
@@ -33,7 +33,7 @@ class DavisFolder:
     def __init__(self, root: str | Path, names: Sequence[str] | None = None) -> None:
         self.root = Path(root)
         images, annotations = (_davis_level(self.root / name) for name in ("JPEGImages", "Annotations"))
-        chosen = sorted(path.name for path in annotations.iterdir() if path.is_dir()) if names is None else list(names)
+        chosen = [path.name for path in folders_in(annotations)] if names is None else list(names)
         if not chosen:
             raise ValueError(f"{annotations} holds no folder of a video")
         self.id2label = {0: "object"}
@@ -42,19 +42,9 @@ class DavisFolder:
         self.frame_paths: list[list[str]] = []
         self.map_paths: list[list[str]] = []
         for name in chosen:
-            folder = images / name
-            if not folder.is_dir():
-                raise ValueError(f"there is no folder {folder} with the frames of video {name!r}")
-            frames = sorted(path for path in folder.iterdir() if is_image_file(path))
-            maps = [annotations / name / f"{path.stem}.png" for path in frames]
-            missing = [str(path) for path in maps if not path.is_file()]
-            if missing or not frames:
-                raise ValueError(
-                    f"{len(missing)} of the {len(frames)} frames in {folder} have no PNG of their name in "
-                    f"{annotations / name}{f', first {missing[0]}' if missing else ''}"
-                )
-            self.frame_paths.append([str(path) for path in frames])
-            self.map_paths.append([str(path) for path in maps])
+            files = with_maps(list_images(images / name), annotations / name)
+            self.frame_paths.append([str(frame) for frame, _ in files])
+            self.map_paths.append([str(path) for _, path in files])
         self._ids: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -107,7 +97,7 @@ def _davis_level(folder: Path) -> Path:
     """The folder that holds the folders of the videos: `folder`, or its only child, which then names a resolution."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    children = [path for path in folder.iterdir() if path.is_dir()]
-    if len(children) == 1 and any(path.is_dir() for path in children[0].iterdir()):
+    children = folders_in(folder)
+    if len(children) == 1 and folders_in(children[0]):
         return children[0]
     return folder

@@ -1,15 +1,11 @@
 """Decoding images and maps of ids, with errors that name the file."""
 
-import os
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision import tv_tensors
 
-from ..models.image_files import IMAGE_SUFFIXES, is_image_file
 from ..models.image_opening import open_image
 from ..models.image_reading import Reading
 from ..models.image_reading import read_image as read_tensor
@@ -59,40 +55,3 @@ def read_id_map(path: str | Path) -> np.ndarray:
     if ids_HW.ndim != 2:
         raise ValueError(f"{path} has shape {ids_HW.shape}; a map of ids has one channel (mode L, P or I;16)")
     return ids_HW
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images in a folder, by name. Raises ValueError if there is none, or two differ only in their suffix."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; photos are expected there")
-    paths = sorted(path for path in folder.iterdir() if is_image_file(path))
-    if not paths:
-        raise ValueError(f"{folder} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{folder} holds {count} images called {stem}, and one map of ids cannot belong to both")
-    return paths
-
-
-def with_maps(photos: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Each image and the PNG of its stem in `folder`. Raises ValueError if there are images without one."""
-    maps = {path.stem: path for path in folder.glob("*.png")}
-    missing = [path.name for path in photos if path.stem not in maps]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} images in {photos[0].parent} have no PNG of the same name in {folder}, first {missing[0]}"
-        )
-    return [(path, maps[path.stem]) for path in photos]
-
-
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths that do not exist. Listing each folder once is faster than asking for each of many files."""
-    listed: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            listed[folder] = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
-        if name not in listed[folder]:
-            missing.append(path)
-    return missing

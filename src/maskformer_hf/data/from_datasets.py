@@ -1,6 +1,5 @@
 """Any data set of the `datasets` library with images and masks, read or streamed."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +10,7 @@ from .dataset_columns import Columns, find_columns, names_of_classes, undecoded
 from .dataset_rows import Row, Rows
 from .relabel import as_task
 from .sample import Sample, SegmentationDataset, Task
+from .text_files import read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -179,6 +179,6 @@ def _id2label_file(root: Path) -> dict[int, str] | None:
     if not path.is_file():
         return None
     try:
-        return {int(category): str(name) for category, name in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {int(category): str(name) for category, name in read_json(path).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f'{path} is not of the form {{"0": "name", ...}}: {error}') from error

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from ..models.image_opening import orientation_of
 from ..models.resize import resize_nearest
+from .meaning import Notes, turned_photo, useless_labels
 from .problems import ProblemCounter
 from .report import ClassReport, DataReport, Pick, Segment, Size
 from .sample import VOID, Problem, Sample, SegmentationDataset, void_mask
@@ -86,7 +88,8 @@ class _Survey:
         stuff = set(range(len(self.labels))) if dataset.task == "semantic" else set(dataset.label_ids_to_fuse)
         classes = [ClassReport(label, index not in stuff) for index, label in enumerate(self.labels)]
         self.data = DataReport(name, dataset.task, len(dataset), classes=classes)
-        self.errors, self.warnings = ProblemCounter(), ProblemCounter()
+        self.errors, self.warnings, self.notes = ProblemCounter(), ProblemCounter(), Notes()
+        self.paths: list[str] = getattr(dataset, "image_paths", [])
         self.sizes: Counter[Size] = Counter()
         self.pixels = self.void_pixels = self.background_pixels = 0
         # A heap drops its smallest entry, here the largest of the small segments: their areas are negative.
@@ -116,6 +119,7 @@ class _Survey:
         if num_targets == 0:
             self.data.empty_images += 1
             self.odd_images.setdefault("no segment", index)
+            self.notes.empty.add("image", sample["name"])
         self._compare_with_queries(sample, num_targets, resized_PHW)
 
     def _is_wrong(self, sample: Sample) -> bool:
@@ -151,6 +155,9 @@ class _Survey:
         else:
             self.warnings.add("photo that is there twice", f"{sample['name']} is {first}")
             self.odd_images.setdefault("a photo that is there twice", index)
+        if self.paths and (turned := turned_photo(*orientation_of(self.paths[index]), (height, width))):
+            self.warnings.add(turned, sample["name"])
+            self.odd_images.setdefault("turned by EXIF", index)
 
     def _add_pixels(self, index: int, sample: Sample) -> None:
         planes_PHW = sample["planes"].as_subclass(torch.Tensor)
@@ -159,6 +166,7 @@ class _Survey:
         self.pixels += num_pixels
         self.void_pixels += void
         self.background_pixels += int((planes_PHW == 0).all(0).sum())
+        self.notes.two_valued.add("image", sample["name"])
         if void == num_pixels:
             self.warnings.add("image of which nothing is known", sample["name"])
             self.odd_images.setdefault("void all over", index)
@@ -172,6 +180,7 @@ class _Survey:
                 continue
             if crowd:
                 self.data.crowds += 1
+                self.notes.crowds.add("crowd", f"{name}: segment {number}, {self.labels[label]}")
                 continue
             present.add(label)
             row = self.data.classes[label]
@@ -232,6 +241,8 @@ class _Survey:
             self.errors.add("data set without an image", data.name or type(self.dataset).__name__)
         data.warnings += [*getattr(self.dataset, "problems", []), *self.warnings.problems()]
         data.errors += self.errors.problems()
+        for keeps_from_learning, problem in useless_labels(data, self.notes):
+            (data.errors if keeps_from_learning else data.warnings).append(problem)
         data.picks = list(self._picks(max_picks))
         return data
 

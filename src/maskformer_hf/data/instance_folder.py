@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import list_images, with_maps
+from .file_finder import first_file, list_images, with_maps
 from .id_maps import NOTHING, IdMaps, Meaning
+from .text_files import read_lines
 
 
 class InstanceFolder(IdMaps):
@@ -34,14 +35,11 @@ def _objects(ids: np.ndarray) -> Meaning:
 
 
 def _class_name(root: Path) -> str:
-    for folder in (root, root.resolve().parent):
-        path = folder / "classes.txt"
-        if path.is_file():
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if len(names) != 1:
-                raise ValueError(
-                    f"{path} names {len(names)} classes, but ids of objects do not say which class they are of; write "
-                    "one name, or use a COCO json for objects of several classes"
-                )
-            return names[0]
-    return "object"
+    path = first_file((root, root.resolve().parent), ["classes.txt"])
+    names = ["object"] if path is None else read_lines(path)
+    if len(names) != 1:
+        raise ValueError(
+            f"{path} names {len(names)} classes, but ids of objects do not say which class they are of; write one "
+            "name, or use a COCO json for objects of several classes"
+        )
+    return names[0]

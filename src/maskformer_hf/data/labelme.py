@@ -2,7 +2,6 @@
 
 import base64
 import difflib
-import json
 import logging
 import math
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import Any
 import numpy as np
 from torchvision import tv_tensors
 
+from ..models.image_files import IMAGE_SUFFIXES, files_in
 from ..models.image_opening import open_image
+from .fields import Fields, shown
+from .file_finder import Below, Folders, find, first_file, folders_in
 from .files import decode_image
+from .outlines import polygons_of
 from .polygons import Polygons, draw, record
 from .problems import ProblemCounter
 from .run_lengths import FARTHEST
 from .sample import VOID
+from .text_files import read_json, read_lines, refuse_utf_16
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +30,12 @@ BACKGROUND_LABELS = frozenset({"_background_", "background"})
 
 def is_labelme(root: Path, split: str) -> bool:
     """Whether the first json is labelme's. Only its beginning is read, as a json of another format may be large."""
-    for pattern in ("*.json", "*/*.json"):
-        if path := next((root / split).glob(pattern), None):
-            with path.open(encoding="utf-8", errors="replace") as file:
-                return '"shapes"' in file.read(4096)
+    folder = root / split
+    for place in (folder, *(folders_in(folder) if folder.is_dir() else ())):
+        for path in files_in(place, (".json",))[:1]:
+            start = path.open("rb").read(4096)
+            refuse_utf_16(path, start[:4])
+            return b'"shapes"' in start
     return False
 
 
@@ -39,10 +45,12 @@ class Labelme(Polygons):
     def read_image(self, record: dict[str, Any], size: tuple[int, int] | None) -> tv_tensors.Image:
         if record["image"] != record["file"]:
             return super().read_image(record, size)
-        content = _read(Path(record["file"]))
-        assert content is not None, "it was read before"
         name = f"imageData of {record['file']}"
-        return decode_image(base64.b64decode(content["imageData"]), size, upright=True, name=name)
+        try:
+            content = base64.b64decode(read_json(record["file"])["imageData"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
+        return decode_image(content, size, upright=True, name=name)
 
 
 def labelme(root: str | Path, split: str) -> Labelme:
@@ -60,39 +68,50 @@ def labelme(root: str | Path, split: str) -> Labelme:
         split: "." if there are none.
     """
     root = Path(root)
-    contents = {path: _read(path) for path in sorted(root.rglob("*.json"))}
-    found = {path: content for path, content in contents.items() if content is not None}
+    problems = ProblemCounter()
+    found = _contents(root, problems)
     chosen = [path for path in found if path.is_relative_to(root / split)]
     if not chosen:
         raise ValueError(f"{root / split} holds no json of labelme, which has `shapes` and `imagePath`")
     source, names = _class_names(root, split, found)
-    problems = ProblemCounter()
-    records = [_record(path, found[path], names, source, problems) for path in chosen]
+    listings, below = Folders(), Below([root])
+    records = []
+    for path in chosen:
+        photo = _photo(path, found[path], listings, below)
+        records.append(_record(path, photo, found[path], names, source))
     photos = {Path(entry["image"]).name for entry in records}
-    for folder in sorted({path.parent for path in chosen}):
-        for path in sorted((*folder.glob("*.jpg"), *folder.glob("*.jpeg"), *folder.glob("*.png"))):
+    for folder in dict.fromkeys(path.parent for path in chosen):
+        for path in files_in(folder, IMAGE_SUFFIXES):
             if path.name not in photos:
                 problems.add("photo without a json", str(path))
     for what, count, examples in problems.problems():
-        logger.warning("left out %d of: %s, first %s", count, what, examples[0])
+        logger.warning("%d x %s, first %s", count, what, examples[0])
     return Labelme(records, names, problems=problems.problems())
 
 
-def _record(
-    path: Path, content: dict[str, Any], names: list[str], source: str, problems: ProblemCounter
-) -> dict[str, Any]:
-    size = None
-    if content.get("imageHeight") and content.get("imageWidth"):
-        size = (int(content["imageHeight"]), int(content["imageWidth"]))
-    image = _photo(path, content)
-    entry = record(str(image), str(path), size)
+def _contents(root: Path, problems: ProblemCounter) -> dict[Path, Fields]:
+    """The jsons of labelme below a folder; all others are left out."""
+    found = {}
+    for path in files_in(root, (".json",), deep=True):
+        content = read_json(path)
+        if isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys():
+            found[path] = Fields(content, str(path), problems)
+    return found
+
+
+def _shapes(content: Fields) -> list[Fields]:
+    shapes = enumerate(content.items("shapes"))
+    return [Fields(shape, f"{content.where}, shape {number}", content.notes) for number, shape in shapes]
+
+
+def _record(path: Path, photo: Path, content: Fields, names: list[str], source: str) -> dict[str, Any]:
+    height, width = (content.integer(f"image{side}", 1, FARTHEST, default=None) for side in ("Height", "Width"))
+    size = (height, width) if height and width else None
+    entry = record(str(photo), str(path), size)
     place_of_group: dict[tuple[str, object], int] = {}
-    for number, shape in enumerate(content["shapes"]):
-        where = f"{path}, shape {number}"
-        try:
-            label, kind, points = shape["label"], shape.get("shape_type") or "polygon", shape["points"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{where} is no shape of labelme: {error!r} is missing") from error
+    for shape in _shapes(content):
+        where = shape.where
+        label, kind = shape.text("label"), shape.text("shape_type", default="polygon")
         if label.lower() in BACKGROUND_LABELS:
             continue
         if label.lower() not in VOID_LABELS and label not in names:
@@ -101,14 +120,11 @@ def _record(
                 f"{where} is labelled {label!r}, which is not in {source}; "
                 + (f"did you mean {close[0]!r}?" if close else "add a line with it there")
             )
-        corners = np.array(points, dtype=float).reshape(-1, 2)
-        if not (np.abs(corners) < FARTHEST).all():
-            raise ValueError(f"{where} has a point that is no number, or beyond {FARTHEST} pixels; draw it anew")
-        polygon, counts = _outline(kind, corners, shape, size, where)
+        polygon, counts = _outline(kind, _corners(shape), shape.value, size, where)
         if polygon is None and not counts:
-            problems.add(f"shape of type {kind}, which has no area", where)
+            content.notes.add(f"shape of type {kind}, which has no area", where)
             continue
-        group = shape.get("group_id")
+        group = shape.identifier("group_id", default=None)
         place = None if group is None else place_of_group.get((label, group))
         if place is None:
             place_of_group[label, group] = place = len(entry["labels"])
@@ -121,6 +137,18 @@ def _record(
             first = [entry["masks"][place]] if entry["masks"][place] else []
             entry["masks"][place] = draw([], [*first, counts], size).decode("ascii")
     return entry
+
+
+def _corners(shape: Fields) -> np.ndarray:
+    """The points of a shape, (points, 2)."""
+    points = shape.items("points")
+    found = polygons_of(points, shape.where, shape.notes)
+    if len(found) != 1 or len(found[0]) % 2:
+        raise ValueError(f"{shape.where} has points that are no pairs x, y: {shown(points)}; draw it anew")
+    # Whole numbers of json may be too large for an array.
+    if not all(-FARTHEST < number < FARTHEST for number in found[0]):
+        raise ValueError(f"{shape.where} has a point that is no number, or beyond {FARTHEST} pixels; draw it anew")
+    return np.array(found[0], dtype=float).reshape(-1, 2)
 
 
 def _outline(
@@ -147,8 +175,8 @@ def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int
     """The run lengths of a mask, given as a PNG of its bounding box, whose top left corner is the first point."""
     from pycocotools import mask
 
-    if size is None:
-        raise ValueError(f"{where} is a mask, but the json lacks imageHeight and imageWidth")
+    if size is None or not len(points):
+        raise ValueError(f"{where} is a mask, but the json lacks imageHeight, imageWidth or its first point")
     try:
         png = open_image(base64.b64decode(shape["mask"]), "its mask", upright=False)
     except (KeyError, TypeError, ValueError) as error:
@@ -162,39 +190,30 @@ def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int
     return str(mask.encode(whole)["counts"], "ascii")  # pyrefly: ignore[bad-argument-type]
 
 
-def _photo(path: Path, content: dict[str, Any]) -> Path:
+def _photo(path: Path, content: Fields, listings: Folders, below: Below) -> Path:
     """The image's path; the path of the json itself if the image is in it."""
-    # Paths that were written on Windows have backslashes.
-    name = str(content["imagePath"]).replace("\\", "/")
-    for photo in (path.parent / name, path.parent / Path(name).name):
-        if photo.is_file():
-            return photo
-    if content.get("imageData"):
+    is_embedded = bool(content.text("imageData", default=""))
+    name = content.text("imagePath", **({"default": ""} if is_embedded else {}))
+    found = find(name, [path.parent], listings)
+    if found is None and is_embedded:
         return path
-    raise ValueError(
-        f"{path} is about {name}, which is neither a file there nor embedded as imageData; put the photo beside it"
-    )
+    found = found or below.only(name)
+    if found is None:
+        raise ValueError(
+            f"{path} is about {name}, which is neither a file there{below.why_not(name)} nor embedded as "
+            "imageData; put the photo beside it"
+        )
+    return Path(found)
 
 
-def _class_names(root: Path, split: str, found: dict[Path, dict[str, Any]]) -> tuple[str, list[str]]:
-    for folder in (root / split, root):
-        for name in ("labels.txt", "classes.txt"):
-            if (folder / name).is_file():
-                lines = (line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines())
-                return str(folder / name), _without_special(line for line in lines if line)
-    labels = {str(shape.get("label")) for content in found.values() for shape in content["shapes"]}
+def _class_names(root: Path, split: str, found: dict[Path, Fields]) -> tuple[str, list[str]]:
+    path = first_file((root / split, root), ["labels.txt", "classes.txt"])
+    if path is not None:
+        return str(path), _without_special(read_lines(path))
+    labels = {shape.text("label") for content in found.values() for shape in _shapes(content)}
     return f"the labels below {root}", _without_special(sorted(labels))
 
 
 def _without_special(labels: Any) -> list[str]:
     special = VOID_LABELS | BACKGROUND_LABELS
     return list(dict.fromkeys(label for label in labels if label.lower() not in special))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The content of a json of labelme; None for any other."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid json: {error}") from error
-    return content if isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys() else None

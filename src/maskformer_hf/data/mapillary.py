@@ -1,13 +1,15 @@
 """Mapillary Vistas (https://www.mapillary.com/dataset/vistas), v1.2 and v2.0, as it is unpacked."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from .files import list_images
+from .fields import Fields
+from .file_finder import list_images, with_maps
 from .id_maps import NOTHING, UNKNOWN, IdMaps, Meaning
+from .problems import ProblemCounter
 from .sample import VOID, Task
+from .text_files import read_json
 
 SPLITS = {"train": "training", "val": "validation"}
 VERSIONS = ("v1.2", "v2.0")  # that of the paper comes first
@@ -37,28 +39,23 @@ def mapillary(root: str | Path, split: str, task: Task | None = None) -> IdMaps:
         )
     photos = list_images(root / SPLITS.get(split, split).split("/")[0] / "images")
     folder = annotations / ("labels" if task == "semantic" else "instances")
-    maps = {path.stem: path for path in folder.glob("*.png")}
-    if missing := [path.name for path in photos if path.stem not in maps]:
-        raise ValueError(
-            f"{len(missing)} photos of {root} have no PNG of the same name in {folder}, first {missing[0]}"
-        )
     config = next(
         (root / name for name in _config_names(annotations.name) if (root / name).is_file()), root / "config.json"
     )
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))["labels"]
-        names = [item["readable"] for item in described]
-        is_evaluated = [bool(item["evaluate"]) for item in described]
-        is_thing = [bool(item["instances"]) for item in described]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{config} is not the list of classes that comes with Mapillary Vistas: {error!r}") from error
+    problems = ProblemCounter()
+    described = list(Fields(read_json(config), str(config), problems).objects("labels", "class", "name"))
+    if not described:
+        raise ValueError(f"{config} lists no classes")
+    names = [item.text("readable") for item in described]
+    is_evaluated = [item.truth("evaluate") for item in described]
+    is_thing = [item.truth("instances") for item in described]
     chosen = [i for i in range(len(names)) if is_evaluated[i] and (is_thing[i] or task != "instance")]
     labels = np.full(len(names), VOID)
     if task == "instance":
         labels[is_evaluated] = NOTHING
     labels[chosen] = np.arange(len(chosen))
     return IdMaps(
-        [(photo, maps[photo.stem]) for photo in photos],
+        with_maps(photos, folder),
         _Meaning(task, labels, np.array(is_thing)),
         task=task,
         classes=[(names[i], is_thing[i]) for i in chosen],

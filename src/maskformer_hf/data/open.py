@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from ..models.image_files import files_in
 from .ade20k import ade20k, is_ade20k
 from .cityscapes import cityscapes, is_cityscapes
 from .coco import CocoInstances, CocoPanoptic
@@ -14,6 +15,7 @@ from .coco_stuff import CocoInstancesAndStuff
 from .color_folder import color_folder, is_color_folder
 from .concatenate import concatenate
 from .davis import DavisFolder
+from .file_finder import existing_file
 from .from_datasets import DATASETS_OPTIONS, open_datasets
 from .instance_folder import InstanceFolder
 from .labelme import is_labelme, labelme
@@ -52,7 +54,7 @@ def _is_semantic_folder(root: Path, split: str) -> bool:
     return (
         (root / split / "images").is_dir()
         and labels.is_dir()
-        and next(labels.glob("*.png"), None) is not None
+        and bool(files_in(labels, (".png",)))
         and not is_color_folder(root, split)
         and not is_mapillary(root, split)
     )
@@ -67,7 +69,7 @@ def _json_places(root: Path, split: str, kind: str) -> list[Path]:
 
 def _json(root: Path, split: str, kind: str) -> Path:
     places = _json_places(root, split, kind)
-    found = [path for path in places if path.is_file() and json_kind(path) == kind]
+    found = [path for path in map(existing_file, places) if path and json_kind(path) == kind]
     if not found:
         looked_for = ", ".join(str(path) for path in places)
         raise ValueError(
@@ -78,7 +80,7 @@ def _json(root: Path, split: str, kind: str) -> Path:
 
 def _has_json(kind: str) -> Callable[[Path, str], bool]:
     return lambda root, split: any(
-        path.is_file() and json_kind(path) == kind for path in _json_places(root, split, kind)
+        path is not None and json_kind(path) == kind for path in map(existing_file, _json_places(root, split, kind))
     )
 
 
@@ -93,7 +95,7 @@ def _open_instances_and_stuff(root: Path, split: str, task: Task | None) -> Segm
     end = path.stem.split("_", 1)[-1]
     names = (f"semantic_{end}", f"semantic/{end}", f"stuffthingmaps/{end}", "semantic")
     places = [folder / name for folder in (path.parent, root) for name in names]
-    found = [folder for folder in places if folder.is_dir() and any(folder.glob("*.png"))]
+    found = [folder for folder in places if files_in(folder, (".png",))]
     if not found:
         looked_for = ", ".join(str(folder) for folder in dict.fromkeys(places))
         raise ValueError(f"no folder of semantic PNGs for {path}: looked for {looked_for}")

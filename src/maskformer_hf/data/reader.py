@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from .problems import ProblemCounter
 from .sample import Problem, Sample, Task
 
 
@@ -40,12 +41,18 @@ class RecordReader(Dataset[Sample]):
         self.label_ids_to_fuse: list[int] = sorted(stuff)
         self.image_column = image_column
         self.image_folder = image_folder
-        self.problems = list(problems)
+        self.left_out = list(problems)
+        self.noted = ProblemCounter()
         self.supercategories = dict(supercategories or {})
 
     @property
     def image_paths(self) -> list[str]:
         return [os.path.join(self.image_folder, name) for name in self.records[self.image_column]]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was left out, and what the samples that have been read so far have shown."""
+        return [*self.left_out, *self.noted.problems()]
 
     def __len__(self) -> int:
         return len(self.records)

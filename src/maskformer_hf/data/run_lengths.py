@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .fields import as_number, shown
+from .outlines import polygons_of
 from .problems import ProblemCounter
 
 FARTHEST = 1_000_000
@@ -19,21 +21,15 @@ def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problem
     """COCO's compressed run lengths of an annotation; None, with a problem noted, if it marks no pixel."""
     from pycocotools import mask as run_lengths
 
-    if not segmentation:
-        problems.add("annotation without segmentation", where)
-        return None
-    if isinstance(segmentation, dict):
+    if isinstance(segmentation, dict) and segmentation:
         counts = _checked(segmentation, size, where)
     else:
-        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-        usable = []
-        for polygon in polygons:
-            if len(polygon) < 6 or len(polygon) % 2:
-                problems.add("polygon of less than three points, or with an odd number of coordinates", where)
-            elif not (math.isfinite(sum(polygon)) and min(polygon) > -FARTHEST and max(polygon) < FARTHEST):
-                problems.add(f"polygon with a coordinate that is no number, or beyond {FARTHEST}", where)
-            else:
-                usable.append(polygon)
+        is_empty = segmentation is None or (isinstance(segmentation, str | dict) and not segmentation)
+        polygons = [] if is_empty else polygons_of(segmentation, where, problems)
+        if not any(polygons):
+            problems.add("annotation without segmentation", where)
+            return None
+        usable = [polygon for polygon in polygons if _is_usable(polygon, where, problems)]
         if not usable:
             return None
         merged: Any = run_lengths.merge(run_lengths.frPyObjects(usable, *size))
@@ -74,21 +70,35 @@ def decode_run_lengths(counts: Sequence[bytes], size: tuple[int, int]) -> Iterat
         yield window, run_lengths.decode(encoded)[window].astype(bool)
 
 
+def _is_usable(polygon: Sequence[float], where: str, problems: ProblemCounter) -> bool:
+    if len(polygon) < 6 or len(polygon) % 2:
+        problems.add("polygon of less than three points, or with an odd number of coordinates", where)
+    # Whole numbers of json may be too large to be added to others. NaN is neither large nor small.
+    elif not (min(polygon) > -FARTHEST and max(polygon) < FARTHEST and math.isfinite(sum(polygon))):
+        problems.add(f"polygon with a coordinate that is no number, or beyond {FARTHEST}", where)
+    else:
+        return True
+    return False
+
+
 def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> bytes:
     from pycocotools import mask as run_lengths
 
     if "counts" not in segmentation:
-        raise ValueError(f"{where} has a segmentation without counts; its keys are {sorted(segmentation)}")
-    counts = segmentation["counts"]
-    stated = tuple(segmentation.get("size", size))
-    if stated != size:
-        raise ValueError(f"{where} has run lengths for {stated} (height, width), but its image is {size}")
+        keys = sorted(map(str, segmentation))
+        raise ValueError(f"{where} has a segmentation without counts; its keys are {keys}")
+    stated, counts = segmentation.get("size"), segmentation["counts"]
+    numbers = tuple(map(as_number, stated)) if isinstance(stated, list | tuple) else ()
+    if stated is not None and numbers != size:
+        given = f"({', '.join(map(shown, stated))})" if isinstance(stated, list | tuple) else shown(stated)
+        raise ValueError(f"{where} has run lengths for {given} (height, width), but its image is {size}")
     if isinstance(counts, str | bytes):
-        compressed = counts.encode() if isinstance(counts, str) else counts
-        lengths = _decompressed(compressed)
+        compressed = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
+        lengths = _decompressed(compressed) if compressed.isascii() else None
+    elif isinstance(counts, list | tuple | np.ndarray):
+        lengths, compressed = _as_lengths(counts), None
     else:
-        lengths = np.asarray(counts, dtype=np.int64)
-        compressed = None
+        raise ValueError(f"{where} has run lengths {shown(counts)}; expected text or a list of numbers")
     # pycocotools does not check this. For missing pixels it returns whatever is in memory.
     if lengths is None or (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
         total = "no valid numbers" if lengths is None else f"a sum of {lengths.sum()}"
@@ -97,6 +107,14 @@ def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) ->
         encoded: Any = run_lengths.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
         return encoded["counts"]
     return compressed
+
+
+def _as_lengths(counts: Sequence[Any]) -> np.ndarray | None:
+    """Run lengths as whole numbers; None if one is none, or larger than any image."""
+    numbers = [as_number(count) for count in counts]
+    if any(number is None or number != int(number) or abs(number) >= 2**31 for number in numbers):
+        return None
+    return np.array(numbers, dtype=np.int64)
 
 
 def _decompressed(compressed: bytes) -> np.ndarray | None:
@@ -111,7 +129,7 @@ def _decompressed(compressed: bytes) -> np.ndarray | None:
     is_last = (characters & 0x20) == 0
     starts = np.concatenate(([0], np.flatnonzero(is_last)[:-1] + 1))
     lengths = np.diff(np.append(starts, len(characters)))
-    if lengths.max() > 12:
+    if lengths.max() > 7:  # more than 35 bits
         return None
     places = np.arange(len(characters)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((characters & 0x1F) << (5 * places), starts)

@@ -35,7 +35,7 @@ class Sample(TypedDict):
 
 
 class Problem(NamedTuple):
-    """Annotations that a reader left out for the same reason.
+    """Annotations that a reader left out, or that mean something else than one might think, for the same reason.
 
     what: such as "polygon without area".
     examples: the first ten, with file and id.

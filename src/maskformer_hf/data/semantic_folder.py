@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import list_images, with_maps
+from .file_finder import first_file, list_images, with_maps
 from .id_maps import ClassMeaning, IdMaps
 from .sample import VOID
+from .text_files import read_lines
 
 VOID_IDS = (255, 65535)
 """Ids that are void in the files, unless they name a class, as with more than 255 classes. So is the first id after the
@@ -46,14 +47,10 @@ class SemanticFolder(IdMaps):
 
 
 def _read_class_names(root: Path) -> list[str]:
-    for folder in (root, root.resolve().parent):
-        if (folder / "classes.txt").is_file():
-            names = [
-                line.strip()
-                for line in (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
-            if len(set(names)) != len(names):
-                raise ValueError(f"{folder / 'classes.txt'} names a class twice")
-            return names
-    raise ValueError(f"no classes.txt in {root} or above it; write one class name a line, in the order of the ids")
+    path = first_file((root, root.resolve().parent), ["classes.txt"])
+    if path is None:
+        raise ValueError(f"no classes.txt in {root} or above it; write one class name a line, in the order of the ids")
+    names = read_lines(path)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path} names a class twice")
+    return names

@@ -1,13 +1,17 @@
 """YOLO's segmentation labels: one txt an image, one object a line: class x y x y ... in shares of width and height."""
 
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..models.image_files import IMAGE_SUFFIXES, is_image_file
+from ..models.image_files import IMAGE_SUFFIXES, files_in, is_image_file, natural_order
+from .fields import Fields, as_number
+from .file_finder import Folders, first_file, locate, spellings
 from .polygons import Polygons, record
+from .problems import ProblemCounter
+from .text_files import numbered_lines, read_lines, read_yaml
 
 SPLITS = {"val": "valid", "valid": "val"}
 """Roboflow's data.yaml calls the validation split "val" and its folder "valid"."""
@@ -18,7 +22,7 @@ def is_yolo(root: Path, split: str) -> bool:
     if _description(root)[1] is not None:
         return True
     folders = (root / split / "labels", root / "labels" / split)
-    return any(next(folder.glob("*.txt"), None) is not None for folder in folders if folder.is_dir())
+    return any(files_in(folder, (".txt",)) for folder in folders)
 
 
 def yolo(root: str | Path, split: str) -> Polygons:
@@ -34,32 +38,31 @@ def yolo(root: str | Path, split: str) -> Polygons:
     """
     root = Path(root)
     path, description = _description(root)
-    names = _class_names(root, path, description)
-    photos = sorted(
-        photo
-        for place in _places(root, path, description, split)
-        for photo in (_listed(place) if place.suffix == ".txt" else place.rglob("*"))
-        if is_image_file(photo)
-    )
+    problems = ProblemCounter()
+    names = _class_names(root, path, description, problems)
+    photos: list[Path] = []
+    for place in _places(root, path, description, split):
+        photos += files_in(place, IMAGE_SUFFIXES, deep=True) if place.is_dir() else _listed(place, path.parent)
+    photos.sort(key=natural_order)
     if not photos:
         raise ValueError(f"split {split!r} of {root} holds no image; expected files ending in {sorted(IMAGE_SUFFIXES)}")
     numbers = {file_id: label for label, file_id in enumerate(names)}
-    records, found = [], 0
+    records, found, listings = [], 0, Folders()
     for photo in photos:
-        labels = _labels_path(photo)
-        entry = record(str(photo), str(labels))
-        if labels.is_file():
+        expected = _labels_path(photo)
+        labels = expected if listings.has(str(expected)) else listings.similar(expected)
+        entry = record(str(photo), str(labels or expected))
+        if labels is not None:
             found += 1
-            for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
-                if line.strip():
-                    _read_line(line.split(), entry, numbers, f"{labels}, line {number}")
+            for number, line in numbered_lines(labels):
+                _read_line(line.split(), entry, numbers, f"{labels}, line {number}")
         records.append(entry)
     if not found:
         raise ValueError(
             f"none of the {len(photos)} images of split {split!r} has labels, such as {_labels_path(photos[0])}; "
             "labels/ must lie beside images/"
         )
-    return Polygons(records, list(names.values()), shares=True)
+    return Polygons(records, list(names.values()), shares=True, problems=problems.problems())
 
 
 def _read_line(fields: list[str], entry: dict[str, Any], numbers: dict[int, int], where: str) -> None:
@@ -102,37 +105,35 @@ def _labels_path(photo: Path) -> Path:
 
 def _description(root: Path) -> tuple[Path, dict[str, Any] | None]:
     """Path and content of the YAML file that names the classes; None where there is none."""
-    if root.is_file():
-        paths = [root]
-    else:
-        paths = sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda path: (path.stem != "data", path))
+    paths = [root]
+    if not root.is_file():
+        paths = sorted(files_in(root, (".yaml", ".yml")), key=lambda path: path.stem != "data")
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no valid YAML: {error}") from error
+        content = read_yaml(path)
         if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
             return path, content
     return root, None
 
 
-def _class_names(root: Path, path: Path, description: dict[str, Any] | None) -> dict[int, str]:
+def _class_names(
+    root: Path, path: Path, description: dict[str, Any] | None, problems: ProblemCounter
+) -> dict[int, str]:
     """Id in the files -> name, in the order of the ids, which may have gaps."""
-    if description is not None:
-        names = description["names"]
-        pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
-        if not all(isinstance(file_id, int) for file_id, _ in pairs):
-            raise ValueError(f"names in {path} has keys {[key for key, _ in pairs]}; they are the ids in the labels")
-    else:
-        path = root / "classes.txt"
-        if not path.is_file():
+    if description is None:
+        listed = first_file([root], ["classes.txt"])
+        if listed is None:
             raise ValueError(f"{root} has neither a YAML file with `names` nor classes.txt, one class name a line")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        pairs = list(enumerate(line.strip() for line in lines if line.strip()))
-    found = {file_id: str(name) for file_id, name in sorted(pairs)}
-    if len(set(found.values())) != len(found):
+        path = listed
+    names = read_lines(path) if description is None else description["names"]
+    found: dict[int, str] = {}
+    for key, name in names.items() if isinstance(names, dict) else enumerate(names):
+        number = as_number(key)
+        if number is None or number != int(number):
+            raise ValueError(f"names in {path} has the key {key!r}; keys are the ids in the labels")
+        found[int(number)] = Fields({"name": name}, f"class {key} of {path}", problems).text("name")
+    if len(set(found.values())) != len(names):
         raise ValueError(f"{path} names a class twice: {list(found.values())}")
-    return found
+    return dict(sorted(found.items()))
 
 
 def _places(root: Path, path: Path, description: dict[str, Any] | None, split: str) -> list[Path]:
@@ -145,13 +146,13 @@ def _places(root: Path, path: Path, description: dict[str, Any] | None, split: s
         # `path` is often a path of another computer.
         bases = [folder / str(description["path"])] if description.get("path") else []
         places = []
-        for entry in [entries] if isinstance(entries, str) else entries:
-            # Roboflow writes ../train/images for the folder train/ beside data.yaml.
-            names = dict.fromkeys((entry, entry.removeprefix("../")))
-            looked = [base / name for base in (*bases, folder) for name in names]
-            place = next((place for place in looked if place.exists()), None)
+        for entry in [entries] if isinstance(entries, str) else map(str, entries):
+            looked = [base / name for base in (*bases, folder) for name in _names_of_place(entry)]
+            # Unlike `Path.exists`, it takes any text.
+            place = next((place for place in looked if os.path.exists(place)), None)
             if place is None:
-                raise ValueError(f"{path}: {split} is {entry}, but there is none of {[str(place) for place in looked]}")
+                name = entry if entry.isprintable() else repr(entry)
+                raise ValueError(f"{path}: {split} is {name}, but there is none of {[str(place) for place in looked]}")
             places.append(place)
         return places
     looked = [root / "images" / split, root / split / "images", root / split]
@@ -162,6 +163,15 @@ def _places(root: Path, path: Path, description: dict[str, Any] | None, split: s
     raise ValueError(f"{root} has no split {split!r}: looked for {[str(place) for place in looked]} and keys {keys}")
 
 
-def _listed(path: Path) -> list[Path]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [path.parent / line for line in lines if line]
+def _names_of_place(entry: str) -> list[str]:
+    """What a folder may be called here. Only a path of another computer is cut to its end."""
+    slashed = entry.replace("\\", "/")
+    if slashed.startswith("/") or re.match("[A-Za-z]:", slashed):
+        return list(dict.fromkeys(name for name in spellings(entry) if name))
+    # Roboflow writes ../train/images for the folder train/ beside data.yaml.
+    return list(dict.fromkeys((slashed, slashed.removeprefix("../"))))
+
+
+def _listed(path: Path, root: Path) -> list[Path]:
+    names = [line for line in read_lines(path) if is_image_file(Path(line.replace("\\", "/")))]
+    return [Path(found) for found in locate(names, [path.parent, root], path)] if names else []

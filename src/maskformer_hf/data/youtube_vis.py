@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from .arrow_cache import Parsed, arrow_records
-from .coco_json import facts_of, read_categories, read_json, required_field
-from .files import missing_files
+from .coco_json import facts_of, read_categories, read_content, read_size
+from .fields import Fields, Identifier
+from .file_finder import locate
 from .problems import ProblemCounter
 from .run_lengths import planes_from_run_lengths, run_lengths_of
 from .sample import Problem
@@ -42,14 +43,8 @@ class YoutubeVis:
         self.problems = [Problem(*problem) for problem in facts["problems"]]
         names: list[list[str]] = self.records["file_names"][:]
         places = [Path(images)] if images else [self.path.parent / "JPEGImages", self.path.parent]
-        found = []
-        for folder in places:
-            paths = [[os.path.join(folder, name) for name in video] for video in names]
-            missing = missing_files(path for video in paths for path in video)
-            found.append((len(missing), missing, paths))
-        count, missing, self.frame_paths = min(found, key=lambda item: item[0])
-        if count:
-            raise ValueError(f"{count} frames that {self.path} names are missing, first {missing[0]}")
+        paths = iter(locate([name for video in names for name in video], places, self.path, "frames"))
+        self.frame_paths = [[next(paths) for _ in video] for video in names]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,28 +80,27 @@ class YoutubeVis:
 def parse_youtube_vis(path: Path) -> Parsed:
     import pyarrow
 
-    content = read_json(path, ("videos", "annotations", "categories"))
-    categories = read_categories(content, path)
-    label_of_id = {category_id: label for label, ids in enumerate(categories.ids) for category_id in ids}
     problems = ProblemCounter()
-    rows = _rows_without_objects(content["videos"], path)
+    content = read_content(path, ("videos", "annotations", "categories"), problems)
+    categories = read_categories(content)
+    rows = _rows_without_objects(content)
     # The jsons of YouTube-VIS's hidden test sets have null in place of annotations.
-    for number, annotation in enumerate(content["annotations"] or ()):
-        where = f"annotation {annotation.get('id', f'number {number}')} of {path}"
-        video_id = required_field(annotation, "video_id", where)
+    if content.value["annotations"] is None:
+        content.value["annotations"] = []
+    for annotation in content.objects("annotations", "annotation"):
+        video_id = annotation.identifier("video_id")
         if video_id not in rows:
-            problems.add("annotation of a video that the json does not list", f"{where}: video {video_id}")
+            what = "annotation of a video that the json does not list"
+            problems.add(what, f"{annotation.where}: video {video_id}")
             continue
         row = rows[video_id]
-        category_id = required_field(annotation, "category_id", where)
-        if category_id not in label_of_id:
-            raise ValueError(f"{where} has category_id {category_id}, which the json's categories do not list")
-        counts = _counts_of_frames(required_field(annotation, "segmentations", where), row, where)
+        label, is_crowd = categories.label(annotation), annotation.truth("iscrowd", default=False)
+        counts = _counts_of_frames(annotation, row)
         if not any(item is not None for item in counts):
-            problems.add("annotation without a pixel in any frame", where)
+            problems.add("annotation without a pixel in any frame", annotation.where)
             continue
-        row["label"].append(label_of_id[category_id])
-        row["is_crowd"].append(bool(annotation.get("iscrowd", 0)))
+        row["label"].append(label)
+        row["is_crowd"].append(is_crowd)
         row["counts"].append(counts)
     schema = pyarrow.schema(
         {
@@ -121,36 +115,35 @@ def parse_youtube_vis(path: Path) -> Parsed:
     return schema, rows.values(), facts_of(categories, problems)
 
 
-def _rows_without_objects(videos: list[dict[str, Any]], path: Path) -> dict[Any, dict[str, Any]]:
+def _rows_without_objects(content: Fields) -> dict[Identifier, dict[str, Any]]:
     """Video id -> its row, without objects as yet."""
-    rows: dict[Any, dict[str, Any]] = {}
-    for video in videos:
-        video_id = required_field(video, "id", f"a video of {path}")
+    rows: dict[Identifier, dict[str, Any]] = {}
+    for video in content.objects("videos", "video"):
+        video_id = video.identifier("id")
         if video_id in rows:
-            raise ValueError(f"{path} has two videos of id {video_id}")
-        names, height, width = (
-            required_field(video, key, f"video {video_id} of {path}") for key in ("file_names", "height", "width")
-        )
+            raise ValueError(f"{content.where} has two videos of id {video_id}")
+        names = video.texts("file_names")
         if not names:
-            raise ValueError(f"video {video_id} of {path} has no frames; leave it out")
+            raise ValueError(f"{video.where} has no frames; leave it out")
         objects: dict[str, list[Any]] = {"label": [], "is_crowd": [], "counts": []}
-        rows[video_id] = {"file_names": names, "height": height, "width": width, **objects}
+        rows[video_id] = {"file_names": names, **read_size(video), **objects}
     if not rows:
-        raise ValueError(f"{path} lists no videos")
+        raise ValueError(f"{content.where} lists no videos")
     return rows
 
 
-def _counts_of_frames(segmentations: list[Any], row: dict[str, Any], where: str) -> list[bytes | None]:
+def _counts_of_frames(annotation: Fields, row: dict[str, Any]) -> list[bytes | None]:
     """An object's run lengths in each frame; None where it has no pixel."""
+    segmentations = annotation.items("segmentations")
     if len(segmentations) != len(row["file_names"]):
         raise ValueError(
-            f"{where} has {len(segmentations)} segmentations for the {len(row['file_names'])} frames of its video; "
-            "write null where the object is out of sight"
+            f"{annotation.where} has {len(segmentations)} segmentations for the {len(row['file_names'])} frames of its "
+            "video; write null where the object is out of sight"
         )
     size = (row["height"], row["width"])
     # An empty mask means that the object is out of sight, which is no problem to report.
     ignored = ProblemCounter()
     return [
-        None if not item else run_lengths_of(item, size, f"{where}, frame {frame}", ignored)
+        None if not item else run_lengths_of(item, size, f"{annotation.where}, frame {frame}", ignored)
         for frame, item in enumerate(segmentations)
     ]

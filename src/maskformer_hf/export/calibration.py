@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from ..inference.images import preprocess, read_image, reading_of
-from ..models.image_files import IMAGE_SUFFIXES
+from ..models.image_files import IMAGE_SUFFIXES, files_in
 
 NUM_PHOTOS = 64
 
@@ -20,7 +20,7 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {str(folder)!r} to calibrate on.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = files_in(folder, IMAGE_SUFFIXES, deep=True)
     if not found:
         raise ValueError(f"The folder {str(folder)!r} holds no photos to calibrate on.")
     # Evenly spaced, because neighbours are often frames of one scene.

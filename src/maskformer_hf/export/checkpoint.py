@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from ..inference.load import load
+from ..inference.reparameterise import reparameterise
+from ..output_files import whole_file
 from .calibration import CalibrationPhotos, find_photos
 from .check import largest_difference
 from .graph import Graph, export_program
@@ -74,14 +76,15 @@ def export_checkpoint(
     loaded: Any = load(checkpoint, device="cpu")
     model, processor = loaded
     _check_model(model.config, str(checkpoint))
+    reparameterise(model)
     model.to(memory_format=torch.contiguous_format)
     graph = Graph(model, post_process).eval()
     program = export_program(graph, static_size)
     metadata = metadata_of(model, processor, post_process, static_size)
     if format == "torch-export":
         difference = largest_difference(graph, program.module(), static_size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+        with whole_file(path) as unfinished:
+            torch.export.save(program, unfinished, extra_files={"metadata.json": json.dumps(metadata)})
         return ExportResult(path, metadata, difference)
 
     proto = to_onnx(program, graph.output_names, static_size)
@@ -139,5 +142,5 @@ def _save_onnx(proto: Any, path: Path, metadata: dict[str, str]):
 
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save_model(proto, path)
+    with whole_file(path) as unfinished:
+        onnx.save_model(proto, unfinished)

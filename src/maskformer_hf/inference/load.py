@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,6 +15,7 @@ from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
 from ..models.saved_facts import copy_facts
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
+from .folding import fold_batch_norms
 
 Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
 
@@ -63,15 +65,24 @@ def load(
     name_or_path: str | Path = DEFAULT_CHECKPOINT,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    inference_layers: int | None = None,
+    inference_encoder_layers: int | None = None,
 ) -> tuple[Model | MaskFormerHfForVideoSegmentation, MaskFormerHfImageProcessor | MaskFormerHfVideoProcessor]:
     """A model in evaluation mode, and its processor: for `predict`, or a model and a processor of videos for
     `predict_video`.
+
+    In float32, BatchNorm is folded into the convolutions in front of it, which takes the memory of those weights once
+    more: see `folding.py`. What the model saves is what was loaded.
 
     Args:
         name_or_path: A bundled checkpoint (see `bundled_checkpoints`), a folder, or a Hub name; checkpoints of
             transformers' MaskFormer and Mask2Former are read too.
         device: None is CUDA where there is one, and else the CPU.
         dtype: None is float32, whatever the weights are stored in; or "bfloat16", "float16" and their short names.
+        inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel
+            decoder's encoder, run. None is what the checkpoint says, and that is all of them unless it was saved
+            otherwise.
 
     Raises:
         ValueError: No such checkpoint or device; a file that is damaged or not what it should be; a weight that is
@@ -80,10 +91,12 @@ def load(
     path = checkpoint_path(name_or_path)
     device = _resolve_device(device)
     dtype = _resolve_dtype(dtype)
+    given = {"inference_layers": inference_layers, "inference_encoder_layers": inference_encoder_layers}
+    fields: Any = {name: value for name, value in given.items() if value is not None}
     if Path(path).is_dir():
         _check_json(Path(path) / "config.json")
     try:
-        model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, loading = model_class_of(path).from_pretrained(path, dtype=dtype, output_loading_info=True, **fields)
         processor = processor_class_of(model.config).from_pretrained(path)
         copy_facts(model.config, processor)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -99,8 +112,9 @@ def load(
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"Checkpoint {str(name_or_path)!r}: the weight {name} is not finite (NaN or infinity).")
+    fold_batch_norms(model.eval())
     # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
-    return model.eval().to(device=device, memory_format=torch.channels_last), processor
+    return model.to(device=device, memory_format=torch.channels_last), processor
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:

@@ -23,22 +23,28 @@ class PredictOptions(TypedDict, total=False):
     threshold: Least score of a segment: `config.object_mask_threshold` (panoptic) or `config.instance_threshold`.
     mask_threshold: Probability from which on a pixel belongs to a mask; 0.5.
     overlap_mask_area_threshold: A panoptic segment goes if better ones leave less than this part of its mask.
+    stuff_threshold, stuff_overlap_mask_area_threshold: The same for `label_ids_to_fuse`, if those have others.
     label_ids_to_fuse: Stuff classes, one panoptic segment each.
     max_instances: In each image or tile, so many of the best pairs of query and class can become instances; 100, or the
         number of queries if that is larger.
     duplicate_iou: An instance whose IoU with a better one of its class is larger is left out.
     intersect_with_mask: Whether a panoptic segment keeps only pixels that its own mask has.
-    merging: How panoptic segments share the pixels: "argmax".
+    merging: How panoptic segments share the pixels: "argmax", or "mask_wise" as in Panoptic SegFormer. With one that is
+        not the checkpoint's, `threshold` is 0.8 or 0.3, as in the papers.
     resize: What semantic results bring to the size of the photo: mask "logits", or class "scores"; "logits".
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
     max_pixels: Most pixels of a file that is opened. Pillow's limit, which is 178,956,970.
+    inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel decoder's
+        encoder, run. Fewer are faster, and less exact.
     """
 
     threshold: float | None
     mask_threshold: float | None
     overlap_mask_area_threshold: float | None
+    stuff_threshold: float | None
+    stuff_overlap_mask_area_threshold: float | None
     label_ids_to_fuse: Collection[int] | None
     max_instances: int | None
     duplicate_iou: float | None
@@ -48,6 +54,8 @@ class PredictOptions(TypedDict, total=False):
     tile_size: int | None
     tile_overlap: int | None
     max_pixels: int | None
+    inference_layers: int | None
+    inference_encoder_layers: int | None
 
 
 @torch.inference_mode()
@@ -92,10 +100,11 @@ def predict(
     given: dict[str, Any] = {**options}
     tiling = Tiling.of(processor, given.pop("tile_size", None), given.pop("tile_overlap", None))
     reading = reading_of(processor, given.pop("max_pixels", None))
+    layers = {name: given.pop(name, None) for name in ("inference_layers", "inference_encoder_layers")}
     result_options = ResultOptions.of(model.config, check_task(task, model), **given)
     sources: Any = [images] if single else images
     bar = tqdm(sources, desc="Segmenting", unit="image", disable=not progress or single)
-    model = in_evaluation_mode(model)
+    model = in_evaluation_mode(model, **layers)
     requests = (
         Request(model, processor, image, size, result_options, tiling)
         for image, size in _read_images(bar, target_sizes, reading)

@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..output_files import whole_file
+
 if TYPE_CHECKING:  # the command line reads this file before it knows that it needs more
     from PIL import Image
 
@@ -83,15 +85,13 @@ def upright_frame(frame: Any) -> "Image.Image":
 def write_video(path: str | Path, frames: "Iterable[Image.Image]", frames_per_second: Fraction) -> None:
     """Writes frames of one size as a video file that browsers play (H.264); the suffix says the container.
 
-    Its colours are kept for two by two pixels, so an odd last row or column is doubled. A file that cannot be finished
-    is removed.
+    Its colours are kept for two by two pixels, so an odd last row or column is doubled. The file appears when it is
+    whole.
     """
     av = _av()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(path), "w") as container:
-            codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+        with whole_file(path) as unfinished, av.open(str(unfinished), "w") as container:
+            codec = "libvpx-vp9" if unfinished.suffix.lower() == ".webm" else "libx264"
             stream: Any = container.add_stream(codec, frames_per_second, options={"crf": "20"})
             stream.pix_fmt = "yuv420p"
             for number, image in enumerate(frames):
@@ -100,11 +100,8 @@ def write_video(path: str | Path, frames: "Iterable[Image.Image]", frames_per_se
                     stream.width, stream.height = width, height
                 container.mux(stream.encode(av.VideoFrame.from_image(_doubled_edges(image, width, height))))
             container.mux(stream.encode(None))
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, av.FFmpegError):
-            raise ValueError(f"the video {str(path)!r} cannot be written: {error}") from error
-        raise
+    except av.FFmpegError as error:
+        raise ValueError(f"the video {str(path)!r} cannot be written: {error}") from error
 
 
 def _doubled_edges(image: "Image.Image", width: int, height: int) -> "Image.Image":

@@ -13,21 +13,36 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def in_evaluation_mode(model: Model) -> Model:
-    """The model itself if all its modules are in evaluation mode, or else a view of it that is (`private_view`)."""
-    if not any(module.training for module in model.modules()):
+def in_evaluation_mode(model: Model, **fields: Any) -> Model:
+    """The model in evaluation mode, and with these fields of its configuration, those that are not None.
+
+    It is the model itself if it is so already, or else a view of it (`private_view`).
+
+    Raises:
+        ValueError: A value that the configuration refuses.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given and not any(module.training for module in model.modules()):
         return model
-    return private_view(model).eval()
+    return private_view(model, **given).eval()
 
 
-def private_view(model: Model) -> Model:
+def private_view(model: Model, **fields: Any) -> Model:
     """The same model with modules of its own: mode, hooks, dtype, device and attributes can be changed apart.
 
     Weights and buffers are the same memory until the view is moved or converted. A view of a compiled model is not
-    compiled.
+    compiled. `fields` are those of a configuration of its own.
     """
     # `torch.compile` wraps a function that runs the original's modules.
-    return _View().of(getattr(model, "_orig_mod", model))
+    model = getattr(model, "_orig_mod", model)
+    view = _View()
+    if fields:
+        config: Any = model.config
+        view.twins[id(config)] = own = copy.deepcopy(config)
+        for name, value in fields.items():
+            setattr(own, name, value)
+        own.validate_parts()
+    return view.of(model)
 
 
 class _View:

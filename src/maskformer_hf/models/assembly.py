@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .assigner_stuff import StuffAssigner, stuff_labels
 from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
@@ -22,6 +23,7 @@ SLOT_FIELDS = {
     "query_source": "query_source",
     "assigner": "assigner",
     "class_loss": "class_loss",
+    "criterion": "criterion",
     "panoptic_merging": "merging",
 }
 
@@ -67,8 +69,10 @@ def make_transformer_decoder(config: Any, facts: Facts, memory: Facts) -> nn.Mod
 
 
 def make_head(config: Any, facts: Facts, transformer_decoder: Any) -> PredictionHead:
-    """Class head and mask head; the latter only where the transformer decoder has none."""
-    class_head = part_of("class_head", config.class_head).build(config)
+    """Class head and mask head; each only where the transformer decoder has none."""
+    class_head = None
+    if not getattr(transformer_decoder, "has_class_head", False):
+        class_head = part_of("class_head", config.class_head).build(config)
     mask_head = None
     if not transformer_decoder.has_mask_head:
         mask_head = part_of("mask_head", config.mask_head).build(config, facts)
@@ -84,7 +88,10 @@ class Assigners:
 
     def __getitem__(self, name: Any) -> Any:
         if name not in self.made:
-            self.made[name] = part_of("assigner", name).build(self.config)
+            made = part_of("assigner", name).build(self.config)
+            if name == self.config.assigner and self.config.stuff_assignment == "fixed":
+                made = StuffAssigner(made, stuff_labels(self.config))
+            self.made[name] = made
         return self.made[name]
 
 
@@ -92,7 +99,10 @@ def make_query_source(config: Any) -> nn.Module | None:
     return None if config.query_source is None else part_of("query_source", config.query_source).build(config)
 
 
-def make_criterion(config: Any) -> Criterion:
+def make_criterion(config: Any) -> Any:
+    """The criterion that the configuration names, or that of queries which are matched by class and mask."""
+    if config.criterion is not None:
+        return part_of("criterion", config.criterion).build(config)
     terms = [
         WeightedTerm("mask", config.mask_weight, part_of("loss_term", config.mask_term).build(config)),
         WeightedTerm("dice", config.dice_weight, part_of("loss_term", "dice").build(config)),

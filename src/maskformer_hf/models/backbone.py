@@ -10,6 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
 
+from .backbone_frozen import FreezableBackbone
+from .backbone_tokens import TokenBackbone
+from .backbone_vit import PlainBackbone
 from .interfaces import Facts
 
 logger = logging.getLogger(__name__)
@@ -25,25 +28,25 @@ _UNUSED_NORMS = {"bit": "bit.norm", "maskformer-swin": "model.layernorm", "swin"
 _NEW_WEIGHTS = ("hidden_states_norms.", "num_batches_tracked")
 
 
-class Backbone(nn.Module):
+class Backbone(FreezableBackbone):
     """
     Attributes:
         facts: Of the four feature maps, finest first. `output_stride` of a timm backbone replaces strides of its last
             stages by dilation.
     """
 
-    def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool):
+    def __init__(self, config: PreTrainedConfig, freeze_batch_norm: bool, num_maps: int = len(STRIDES)):
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
         self.body: Any = AutoBackbone.from_config(config)
         channels = list(self.body.channels)
-        if len(channels) != len(STRIDES):
+        if len(channels) != num_maps:
             raise ValueError(
                 f"The backbone gives {len(channels)} feature maps ({channels} channels), but the pixel decoder needs "
-                f"{len(STRIDES)}: set `out_features` or `out_indices` of `backbone_config`."
+                f"{num_maps}: set `out_features` or `out_indices` of `backbone_config`."
             )
         coarsest = getattr(config, "output_stride", None) or STRIDES[-1]
-        self.facts = Facts(tuple(channels), tuple(min(stride, coarsest) for stride in STRIDES))
+        self.facts = Facts(tuple(channels), tuple(min(stride, coarsest) for stride in STRIDES[-num_maps:]))
         if config.model_type in _UNUSED_NORMS:
             self.body.set_submodule(_UNUSED_NORMS[config.model_type], nn.Identity())
         if config.model_type == "resnet":
@@ -76,9 +79,9 @@ class Backbone(nn.Module):
             # Swin pads to whole patches itself, but resizes its position embeddings to the unpadded size.
             height, width = pixel_values.shape[-2:]
             pixel_values = F.pad(pixel_values, (0, -width % self.position_stride, 0, -height % self.position_stride))
-            features = self.body(pixel_values, interpolate_pos_encoding=True).feature_maps
+            features = self.run(pixel_values, interpolate_pos_encoding=True)
         else:
-            features = self.body(pixel_values).feature_maps
+            features = self.run(pixel_values)
         if self.is_channels_last:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         if not torch.compiler.is_compiling():
@@ -96,7 +99,7 @@ class Backbone(nn.Module):
                 f"The {self.body.config.model_type!r} backbone gives a feature map of shape {tuple(feature.shape)} for "
                 f"an image of {height}x{width} pixels; the pixel decoder needs {channels} channels at stride {stride}. "
                 f"Choose a backbone with maps of strides {self.facts.strides}, or the right ones by `out_features` or "
-                "`out_indices` of `backbone_config`."
+                "`out_indices` of `backbone_config`; for a vision transformer set `backbone_pyramid='simple'`."
             )
 
 
@@ -111,6 +114,20 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         weight, bias, mean, variance = (part.float() for part in statistics)
         scale = weight * (variance + self.eps).rsqrt()
         return torch.addcmul((bias - mean * scale)[:, None, None], input, scale[:, None, None])
+
+
+def make_backbone(config: Any) -> FreezableBackbone:
+    """The backbone of a model's configuration."""
+    backbone: FreezableBackbone
+    if config.backbone_pyramid is None:
+        backbone = Backbone(config.backbone_config, config.freeze_batch_norm, config.num_feature_maps)
+    elif config.backbone_pyramid == "tokens":
+        backbone = TokenBackbone(config.backbone_config)
+    else:
+        backbone = PlainBackbone(config.backbone_config, config.feature_size)
+    if config.freeze_backbone:
+        backbone.freeze()
+    return backbone
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -167,7 +184,7 @@ def pretrained_backbone_config(source: str) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(source)
 
 
-def load_pretrained_backbone(backbone: Backbone, source: str, weights_file: str | None = None) -> int:
+def load_pretrained_backbone(backbone: FreezableBackbone, source: str, weights_file: str | None = None) -> int:
     """Fill `backbone` with the pretrained weights of `source` and return how many tensors were loaded.
 
     The first convolution is adapted to another number of input channels, see [`adapt_input_channels`].
@@ -224,7 +241,8 @@ def _timm_weights(name: str, weights_file: str | None, own: Mapping[str, torch.T
 def _transformers_weights(body: Any, source: str, weights_file: str | None) -> dict[str, torch.Tensor]:
     """Weights of a transformers model under the names its backbone class has for them; those not found are left out."""
     config = AutoConfig.from_pretrained(source)
-    config.out_features = body.out_features
+    if hasattr(body, "out_features"):
+        config.out_features = body.out_features
     pretrained, info = type(body).from_pretrained(
         None if weights_file else source,
         config=config,

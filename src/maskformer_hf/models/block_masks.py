@@ -12,6 +12,7 @@ from torch import Tensor
 from .block_grid import BlockAxis, BlockGrid, make_grid
 from .image_geometry import ImageGeometry, plain_logits
 from .mask_blocks import block_strips, full_precision, list_queries
+from .probabilities import mask_values_
 
 
 class BlockMasks(NamedTuple):
@@ -24,7 +25,7 @@ class BlockMasks(NamedTuple):
     order: Tensor  # (X,) the pairs, query by query
     starts: list[int]  # where the pairs of each query begin in this order; one more than queries
     areas: Tensor  # (Q,) int64
-    probability_sums: Tensor  # (Q,) float32, of mask probabilities inside the mask
+    probability_sums: Tensor  # (Q,) float32, of mask probabilities, or values, inside the mask
     boxes: Tensor  # (Q, 4) float32
 
     def draw(self, queries: list[int]) -> Tensor:
@@ -52,7 +53,9 @@ class BlockMasks(NamedTuple):
         return masks_NHW
 
 
-def masks_above(mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float) -> BlockMasks:
+def masks_above(
+    mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float, mask_values: str = "sigmoid"
+) -> BlockMasks:
     """The pixels of each query where its logit exceeds the limit, computed only in the blocks where it can.
 
     The plain formula is `plain_masks_above`.
@@ -72,7 +75,7 @@ def masks_above(mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float) 
                 pixels = (logits > limit) & grid.inside(row, column)[:, None]
                 ones = pixels.float()  # much faster to multiply by and to sum up
                 counts = (ones.sum(-1) * listed_NM).flatten()
-                sums = (logits.sigmoid_().mul_(ones).sum(-1) * listed_NM).flatten()
+                sums = (mask_values_(logits, mask_values).mul_(ones).sum(-1) * listed_NM).flatten()
                 areas_Q.index_add_(0, queries_NM.flatten(), counts.long())
                 probability_sums_Q.index_add_(0, queries_NM.flatten(), sums)
                 hit = counts.nonzero()[:, 0]
@@ -89,11 +92,14 @@ def masks_above(mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float) 
     return BlockMasks(grid, row, column, pixels, order, starts, areas_Q, probability_sums_Q, boxes_Q4)
 
 
-def plain_masks_above(mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+def plain_masks_above(
+    mask_logits_Qhw: Tensor, geometry: ImageGeometry, limit: float, mask_values: str = "sigmoid"
+) -> tuple[Tensor, Tensor, Tensor]:
     """What `masks_above` finds, by the plain formula: masks (Q, H, W) bool, areas (Q,), sums of probabilities (Q,)."""
     logits_QHW = plain_logits(mask_logits_Qhw, geometry)
     masks_QHW = logits_QHW > limit
-    return masks_QHW, masks_QHW.sum((1, 2)), (logits_QHW.sigmoid() * masks_QHW).sum((1, 2))
+    values_QHW = mask_values_(logits_QHW.clone(), mask_values)
+    return masks_QHW, masks_QHW.sum((1, 2)), (values_QHW * masks_QHW).sum((1, 2))
 
 
 def _extent(

@@ -12,12 +12,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .assembly import outside_parts, parts_of
+from .assigner_stuff import check_stuff
 from .backbone_configuration import NUM_FEATURE_LEVELS, complete_backbone_config
 from .labels import LABEL_FIELDS, matching_labels, requested_labels
-from .layers import NUM_NORM_GROUPS
 from .parts import part_of
+from .pixel_decoder_encoder import NUM_BACKBONE_MAPS
 from .remote_code import IS_REMOTE, CheckpointMixin
-from .result_options import TASKS
+from .result_options import CLASS_SCORES, MASK_VALUES, TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 # Choices that are no parts.
@@ -25,7 +26,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mask_loss": ("dense", "points"),
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
+    "class_scores": CLASS_SCORES,
+    "mask_values": MASK_VALUES,
+    "stuff_assignment": ("matched", "fixed"),
     "task": TASKS,
+    "backbone_pyramid": (None, "simple", "tokens"),
 }
 
 
@@ -39,22 +44,59 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             stages are used. A `resnet` one also understands `stem_type="deep"` (three 3x3 convolutions in place of
             the 7x7 one) and `multi_grid=[1, 2, 4]` (dilations of the last stage), which together make the paper's
             R50c and R101c.
+        backbone_pyramid: `"simple"`, ViTDet's, makes maps of strides 4 to 32 of a plain vision transformer: of its last
+            map, or of four that `out_features` or `out_indices` of `backbone_config` name, the shallowest first. None
+            for backbones that have such maps themselves. `"tokens"` are the tokens of a DINOv2 or DINOv3 as they are,
+            for `transformer_decoder="joint"`; `backbone_config` then has the blocks below it.
+        freeze_backbone: The weights of the backbone, without its pyramid, stay as they are: no gradient, evaluation
+            mode also in training.
         num_channels: Channels of the input images.
         freeze_batch_norm: BatchNorm of the backbone keeps its statistics and its affine terms are no parameters, as
             in the paper for every ResNet. Statistics of the small batches of segmentation training cost accuracy.
-        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc"); or
-            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels.
-        feature_size: Width C of the pixel decoder, a multiple of 32.
+        pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
+            `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
+            `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
+            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in front
+            of `transformer_decoder="joint"`.
+        feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
-        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"` and `"deformable"`.
+        encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
+            RT-DETR has 1.
         encoder_levels: Feature maps, the coarsest first, that the encoder of `pixel_decoder="deformable"` sees.
         encoder_ffn_dim: Width of the encoder's feed-forward networks; `ffn_dim` if None. Mask2Former's is 1024.
-        transformer_decoder: `"detr"`, or `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
-            turn, within the masks of the layer before.
-        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`.
+        encoder_norm_groups: Groups of the norms in front of the encoder of `pixel_decoder="encoder"`.
+        encoder_exits: Train `pixel_decoder="deformable"` to be left early, as ECO-M2F: for each encoder layer but the
+            last, the weight of the loss of the predictions that are made of its maps; 0 where there are none to be.
+        inference_encoder_layers, inference_layers: So many layers of the pixel decoder's encoder, or of the transformer
+            decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
+            what the auxiliary prediction of that layer is.
+        transformer_decoder: `"detr"`; `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
+            turn, within the masks of the layer before; `"panoptic_segformer"`, a decoder of the boxes of things and two
+            whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`; or `"joint"`,
+            EoMT's, the last `decoder_layers` blocks of the vision transformer, which queries join.
+        thing_mask_layers, stuff_mask_layers: Blocks of the two mask decoders of `"panoptic_segformer"`.
+        cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
+            most similar cell.
         class_head: What classifies queries: `"linear"`.
-        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings.
-        query_source: A part that gives the transformer decoder extra queries in training; None for none.
+        mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
+            `"product_gelu"`, EoMT's, with another activation.
+        query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
+            inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
+            which several have the same target; None for none.
+        denoising_groups: How often each target has a denoising query.
+        denoising_queries: About so many denoising queries of an image in all, in place of `denoising_groups`: as many
+            groups as fit. A step in which an image has more targets has none.
+        denoising_label_noise: The probability that a denoising query starts as a random class.
+        denoising_mask_noise: How much of the masks that denoising queries look at is noise: a cell turns into its
+            opposite with this probability times the mask's share of the map.
+        denoising_noise_of_heads: Draw that noise anew for each attention head.
+        denoising_layers: Denoising queries look at the masks of targets in so many first layers, then at their own;
+            None for all.
+        denoising_class_loss: Whether denoising queries are taught classes.
+        one_to_many_queries, one_to_many_copies: Queries of `query_source="one_to_many"`, and how many of them each
+            target is matched with.
+        one_to_many_weight: What their loss is multiplied by.
+        query_position: Whether the queries of `"masked"` have a learned position; MP-Former's have none.
         hidden_size, num_attention_heads, ffn_dim, dropout: Sizes of every transformer layer.
         decoder_layers: Transformer decoder layers L. `"masked"` makes one more prediction, from its learned queries;
             the original and transformers count it as a layer.
@@ -65,6 +107,9 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         num_queries: Queries Q; the largest number of segments of one image.
         use_auxiliary_loss: Deep supervision: every decoder layer is trained.
         class_weight, mask_weight, dice_weight: Weights of the loss terms and of the matching costs.
+        box_weight, giou_weight: Likewise, of models with boxes.
+        criterion: None is the loss of queries that are matched by class and mask; `"panoptic_segformer"` matches by
+            boxes first.
         no_object_weight: Weight of the no-object class in the cross-entropy.
         mask_loss: `"dense"`, every pixel as in the paper, or `"points"`, `num_points` pixels a mask of which
             `importance_sample_ratio` are the most uncertain of `oversample_ratio` times as many random ones (PointRend,
@@ -73,16 +118,25 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             focal loss, or `"cross_entropy"`, Mask2Former's binary cross-entropy.
         matching: Costs from `"dense"` masks at the size of the predictions, as in MaskFormer, or from `num_points`
             random `"points"` that all masks of an image share, as in Mask2Former.
-        assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer.
+        assigner: Who is taught by which target: `"hungarian"`, the cheapest one-to-one matching of every layer;
+            `"shared"`, that of the last layer for all; `"stable"`, in which a class counts as far as its mask fits.
+        stuff_assignment: `"fixed"` gives each stuff class (`label_ids_to_fuse`; all classes of a semantic model without
+            them) one of the first queries, and leaves the others to the assigner; `"matched"` leaves it all.
         class_loss: `"cross_entropy"`, with a no-object class.
         loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
-        panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query.
+        panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query, or
+            `"mask_wise"`, whole masks one after the other, the best first, as in Panoptic SegFormer. Its scores are
+            lower: `object_mask_threshold` is 0.25 or 0.3 there.
+        class_scores: Probabilities of classes are the `"softmax"` of their logits, or the `"sigmoid"` of each.
+        mask_values: What counts of a mask is the `"sigmoid"` of its logits, or is `"linear"` in them.
         intersect_with_mask: A panoptic segment keeps only pixels where its own mask probability reaches 0.5, as in
             Mask2Former; else all that it won.
         task: What the checkpoint was trained for; the default of `predict` and of the pipeline.
         label_ids_to_fuse: Stuff classes, whose segments are one in a panoptic result.
         object_mask_threshold, overlap_mask_area_threshold: Inference thresholds of the panoptic result; 0.8 and 0.8
             for COCO, 0.7 and 0.8 for ADE20K.
+        stuff_object_mask_threshold, stuff_overlap_mask_area_threshold: The same for classes of `label_ids_to_fuse`, if
+            those have others.
         instance_threshold: Least score of an instance, unless `predict` or the pipeline are told another.
         duplicate_iou: An instance that overlaps a better one of its class by a larger IoU is left out by `predict` and
             the pipeline; None, as in the original, keeps them all. For models whose training was too short to find each
@@ -99,11 +153,13 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     is_per_pixel: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
     # Fields that may be None: the model then has no such part.
-    optional_parts: ClassVar[tuple[str, ...]] = ("query_source",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("query_source", "criterion")
     # Other models of ours, by `model_type`, whose weights this one starts from.
     starts_from: ClassVar[tuple[str, ...]] = ()
 
     backbone_config: dict | PreTrainedConfig | None = None
+    backbone_pyramid: str | None = None
+    freeze_backbone: bool = False
     num_channels: int = 3
     freeze_batch_norm: bool = True
 
@@ -113,17 +169,35 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_layers: int = 6
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
+    encoder_exits: list[float | int] | tuple[float | int, ...] | None = None
+    inference_encoder_layers: int | None = None
+
+    encoder_norm_groups: int = 32
 
     transformer_decoder: str | None = "detr"
+    thing_mask_layers: int = 4
+    stuff_mask_layers: int = 6
     cross_attention: str = "softmax"
     class_head: str = "linear"
     mask_head: str = "product"
     query_source: str | None = None
+    denoising_groups: int = 5
+    denoising_queries: int | None = None
+    denoising_label_noise: float | int = 0.2
+    denoising_mask_noise: float | int = 0.0
+    denoising_noise_of_heads: bool = False
+    denoising_layers: int | None = None
+    denoising_class_loss: bool = True
+    one_to_many_queries: int = 300
+    one_to_many_copies: int = 6
+    one_to_many_weight: float | int = 1.0
+    query_position: bool = True
     hidden_size: int = 256
     num_attention_heads: int = 8
     ffn_dim: int = 2048
     dropout: float | int = 0.1
     decoder_layers: int = 6
+    inference_layers: int | None = None
     decoder_encoder_layers: int = 0
     pre_norm: bool = False
     enforce_input_projection: bool = False
@@ -133,6 +207,9 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     class_weight: float | int = 1.0
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
+    box_weight: float | int = 5.0
+    giou_weight: float | int = 2.0
+    criterion: str | None = None
     no_object_weight: float | int = 0.1
     mask_loss: str = "dense"
     mask_term: str = "focal"
@@ -141,6 +218,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
     assigner: str = "hungarian"
+    stuff_assignment: str = "matched"
     class_loss: str = "cross_entropy"
     loss_terms: dict[str, float | int] | None = None
 
@@ -148,10 +226,14 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     label_ids_to_fuse: list[int] | tuple[int, ...] | None = None
     object_mask_threshold: float | int = 0.8
     overlap_mask_area_threshold: float | int = 0.8
+    stuff_object_mask_threshold: float | int | None = None
+    stuff_overlap_mask_area_threshold: float | int | None = None
     intersect_with_mask: bool = False
     instance_threshold: float | int = 0.5
     duplicate_iou: float | int | None = None
     panoptic_merging: str = "argmax"
+    class_scores: str = "softmax"
+    mask_values: str = "sigmoid"
 
     def __post_init__(self, **kwargs):
         for name in sorted(kwargs.keys() & RENAMED_FIELDS.keys()):
@@ -159,10 +241,17 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
                 f"`{name}` is a field of transformers' configurations; here it is {RENAMED_FIELDS[name]}. "
                 f"`{type(self).__name__}.from_dict` translates a whole configuration."
             )
-        self.backbone_config = complete_backbone_config(self.backbone_config, self.num_channels)
+        self.backbone_config = complete_backbone_config(
+            self.backbone_config, self.num_channels, self.backbone_pyramid, self.num_feature_maps
+        )
         super().__post_init__(**kwargs)
         # `strict` calls it as well, but wraps its error in an exception that is not a ValueError.
         self.validate_parts()
+
+    @property
+    def num_feature_maps(self) -> int:
+        """How many maps of the backbone are used, the coarsest ones."""
+        return NUM_BACKBONE_MAPS if self.pixel_decoder == "encoder" else NUM_FEATURE_LEVELS
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -216,19 +305,26 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         for name, choices in {**CHOICES, "task": self.tasks}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in ("num_labels", "num_channels", "mask_feature_size", "decoder_layers", "num_queries", "num_points"):
+        sizes = "num_labels", "num_channels", "feature_size", "mask_feature_size", "decoder_layers", "num_queries"
+        for name in (*sizes, "num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.feature_size < 1 or self.feature_size % NUM_NORM_GROUPS:
-            raise ValueError(
-                f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {self.feature_size}."
-            )
         if not 1 <= self.encoder_levels <= NUM_FEATURE_LEVELS:
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        for name, layers in (("inference_layers", "decoder_layers"), ("inference_encoder_layers", "encoder_layers")):
+            stop, count = getattr(self, name), getattr(self, layers)
+            if stop is not None and not 1 <= stop <= count:
+                raise ValueError(f"`{name}` must be 1 to `{layers}`={count}, or None for all of them, got {stop}.")
         for part in parts_of(self).values():
             part.check(self)
+        check_stuff(self)
+        if self.backbone_pyramid == "tokens" and self.transformer_decoder != "joint":
+            raise ValueError(
+                "`backbone_pyramid='tokens'` makes no maps of strides 4 to 32, which "
+                f"`transformer_decoder={self.transformer_decoder!r}` needs: choose 'simple'."
+            )
         for name in self.loss_terms or {}:
             if name in (self.mask_term, "dice", "mask"):
                 raise ValueError(f"`loss_terms` names {name!r}, which has a weight of its own: leave it out.")

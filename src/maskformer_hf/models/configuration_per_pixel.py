@@ -25,7 +25,7 @@ class MaskFormerHfPerPixelConfig(MaskFormerHfConfig):
     model_type = "maskformer_hf_per_pixel"
     is_per_pixel: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
-    optional_parts: ClassVar[tuple[str, ...]] = ("transformer_decoder", "query_source")
+    optional_parts: ClassVar[tuple[str, ...]] = ("transformer_decoder", "query_source", "criterion")
     reads_transformers_layout = False
 
     transformer_decoder: str | None = None
@@ -39,6 +39,15 @@ class MaskFormerHfPerPixelConfig(MaskFormerHfConfig):
 
     def validate_parts(self):
         super().validate_parts()
+        if self.transformer_decoder is None and self.inference_layers is not None:
+            raise ValueError(
+                f"There is no transformer decoder to stop early: `inference_layers` must be None, got "
+                f"{self.inference_layers}."
+            )
+        if self.encoder_exits is not None:
+            raise ValueError(
+                f"A per-pixel baseline trains no earlier exits: `encoder_exits` must be None, got {self.encoder_exits}."
+            )
         num_labels: Any = self.num_labels
         if 0 <= self.semantic_loss_ignore_index < num_labels:
             raise ValueError(

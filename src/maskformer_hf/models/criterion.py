@@ -118,9 +118,10 @@ class Criterion(nn.Module):
                 suffix = "" if layer == num_layers - 1 else f"_{layer}"
                 classes = self._classes_of(predictions, layer, blocks, targets, void_queries[layer])
                 class_loss = self.class_loss(predictions.class_logits[layer], classes) / class_weights[layer]
-                terms[f"loss_ce{suffix}"] = class_loss
+                if predictions.has_class_loss:
+                    terms[f"loss_ce{suffix}"] = class_loss
+                    loss = loss + self.class_weight * class_loss
                 terms |= {f"loss_{name}{suffix}": values[layer] / num_masks for name, values in sums.terms.items()}
-                loss = loss + self.class_weight * class_loss
         return loss, terms
 
     def _assigner_of(self, predictions: PredictionSet) -> Any:

@@ -32,6 +32,8 @@ class SamplingPlan(NamedTuple):
     neighbors: How far that neighbour is, (N, X): 1, and infinitely far on a map of one column.
     rows: The head as a row of the values, (X,).
     steps: From a row of the values to that of the right (lower) neighbour, (N, X); 0 where there is none.
+    padding: Cells whose values are zero, (B, S) bool; None if there are none. `centers` are then (N, B, S, X).
+    valid: The share of each point's map that is no padding, (N, B, 1, X); None if there is none.
     """
 
     sizes: list[tuple[int, int]]
@@ -45,6 +47,8 @@ class SamplingPlan(NamedTuple):
     neighbors: torch.Tensor
     rows: torch.Tensor
     steps: torch.Tensor
+    padding: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
 
 
 def plan_sampling(
@@ -104,6 +108,28 @@ def plan_sampling(
     )
 
 
+def plan_for_padding(plan: SamplingPlan, padding: Sequence[torch.Tensor]) -> SamplingPlan:
+    """The same for maps of which parts are padding, (B, h, w) bool each: places are shares of what is no padding.
+
+    How wide and high that is, the first row and the first column say.
+    """
+    valid_NBL = torch.stack(
+        [torch.stack([(~mask[:, 0]).float().mean(-1), (~mask[:, :, 0]).float().mean(-1)]) for mask in padding],
+        dim=-1,
+    )
+    sizes = torch.tensor([height * width for height, width in plan.sizes], device=valid_NBL.device)
+    # Each point has the first cell of its map.
+    level_X = torch.searchsorted(plan.first_cells, plan.starts.long())
+    own_NBS = valid_NBL.repeat_interleave(sizes, dim=-1)
+    valid_NBX = valid_NBL[..., level_X]
+    centers_NBSX = (plan.centers[:, None] + 0.5) / own_NBS[..., None] * valid_NBX[:, :, None] - 0.5
+    return plan._replace(
+        centers=centers_NBSX,
+        padding=torch.cat([mask.flatten(1) for mask in padding], dim=1),
+        valid=valid_NBX[:, :, None],
+    )
+
+
 def sample_bags(
     values_BSC: torch.Tensor,
     x_BSX: torch.Tensor,
@@ -114,6 +140,7 @@ def sample_bags(
 ) -> torch.Tensor:
     """Weighted sums (B, S, C) of values that are read bilinearly, as `sample_grids`, by `embedding_bag`."""
     batch_size, num_cells, channels = values_BSC.shape
+    num_queries = x_BSX.shape[1]
     left_BSX, weight_left, weight_right = _neighbors(x_BSX, plan.last[0], plan.neighbors[0])
     top_BSX, weight_top, weight_bottom = _neighbors(y_BSX, plan.last[1], plan.neighbors[1])
     weight_top, weight_bottom = weight_top * weights_BSX, weight_bottom * weights_BSX
@@ -128,12 +155,12 @@ def sample_bags(
     weights = [weight * side for _, weight in corners for side in (weight_left, weight_right)]
 
     def bags(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One bag for each cell and head: (B * S * h, 4 * L * P)."""
-        return torch.cat([part.view(batch_size * num_cells * num_heads, -1) for part in parts], dim=1)
+        """One bag for each query and head: (B * S * h, 4 * L * P)."""
+        return torch.cat([part.view(batch_size * num_queries * num_heads, -1) for part in parts], dim=1)
 
     table = values_BSC.reshape(-1, channels // num_heads)
     sums = F.embedding_bag(bags(rows), table, mode="sum", per_sample_weights=bags(weights).to(table.dtype))
-    return sums.view(batch_size, num_cells, channels)
+    return sums.view(batch_size, num_queries, channels)
 
 
 def _neighbors(
@@ -182,7 +209,7 @@ class GridSampling(nn.Module):
         # (B, S, h, L, P) to (L, B * h, S, P)
         grids = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
         weights = attention_weights.permute(3, 0, 2, 1, 4).flatten(1, 2)
-        sums = torch.zeros_like(maps)
+        sums = maps.new_zeros(*maps.shape[:2], weights.shape[2])
         sizes = value_spatial_shapes_list
         for level, part in enumerate(maps.split([height * width for height, width in sizes], dim=-1)):
             sampled = F.grid_sample(part.unflatten(-1, sizes[level]), grids[level], align_corners=False)
@@ -259,17 +286,39 @@ class DeformableAttention(nn.Module):
 
         Returns the result (B, S, C), and the weights (B, h, S, L * P) if `need_weights`.
         """
-        queries_BSC = states_BSC + position_BSC
+        return self.look(states_BSC + position_BSC, states_BSC, plan.centers, plan, need_weights)
+
+    def look(
+        self,
+        queries_BQC: torch.Tensor,
+        states_BSC: torch.Tensor,
+        centers: torch.Tensor,
+        plan: SamplingPlan,
+        need_weights: bool = False,
+        scales: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from queries, with their positions, to states at places around `centers`.
+
+        Args:
+            centers: In cells of each point's map, broadcast to (N, B, Q, X); as those of the plan.
+            scales: What offsets are multiplied by, in such cells, likewise; None for 1.
+
+        Returns the result (B, Q, C), and the weights (B, h, Q, L * P) if `need_weights`.
+        """
         # x of all points and then y of all, so that each lies in one piece. The parameters have them in pairs.
         weight_NXC = self.sampling_offsets.weight.unflatten(0, (-1, 2)).transpose(0, 1)
         bias_NX = self.sampling_offsets.bias.unflatten(0, (-1, 2)).T
         # Positions are float32 whatever the weights are: the next number after 64 in bfloat16 is 64.5.
-        x_BSX, y_BSX = (
-            F.linear(queries_BSC, weight_NXC[axis], bias_NX[axis]).float() + plan.centers[axis] for axis in (0, 1)
-        )
-        logits = self.attention_weights(queries_BSC).float().unflatten(-1, (self.num_heads, -1))
+        offsets = [F.linear(queries_BQC, weight_NXC[axis], bias_NX[axis]).float() for axis in (0, 1)]
+        if scales is not None:
+            offsets = [offset * scale for offset, scale in zip(offsets, scales, strict=True)]
+        x_BSX, y_BSX = (offset + center for offset, center in zip(offsets, centers, strict=True))
+        logits = self.attention_weights(queries_BQC).float().unflatten(-1, (self.num_heads, -1))
         weights_BShX = logits.softmax(-1)
-        arguments = (self.v_proj(states_BSC), x_BSX, y_BSX, weights_BShX.flatten(2), plan, self.num_heads)
+        values_BSC = self.v_proj(states_BSC)
+        if plan.padding is not None:
+            values_BSC = values_BSC.masked_fill(plan.padding[..., None], 0.0)
+        arguments = (values_BSC, x_BSX, y_BSX, weights_BShX.flatten(2), plan, self.num_heads)
         if states_BSC.device.type != "cpu" or torch.compiler.is_exporting():
             sums_BSC = sample_grids(*arguments, self.grid_sampling)
         else:

@@ -200,6 +200,18 @@ def _turned(image: PIL.Image.Image, upright: bool, size: tuple[int, int] | None)
     return image
 
 
+def orientation_of(path: str | os.PathLike) -> tuple[int, tuple[int, int]]:
+    """How EXIF says that a photo is to be turned, 1 if it does not, and (height, width) of the pixels as stored.
+
+    Only the beginning of the file is read. A file that cannot be read gives 1 and (0, 0).
+    """
+    try:
+        with PIL.Image.open(path) as photo:
+            return int(photo.getexif().get(ORIENTATION, 1)), (photo.height, photo.width)
+    except Exception:  # whatever is odd about EXIF is no reason to stop
+        return 1, (0, 0)
+
+
 def _turn_of(image: PIL.Image.Image) -> Transpose | None:
     try:
         return TURNS.get(int(image.getexif().get(ORIENTATION, 1)))

@@ -53,8 +53,9 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
         Height and width of `pixel_values` are multiples of it; 0 pads to the largest image of the batch only.
     round_to_divisor (`bool`, *optional*, defaults to `False`):
         Whether images are stretched to multiples of `size_divisor` instead of padded.
-    task, object_mask_threshold, overlap_mask_area_threshold, instance_threshold, duplicate_iou, intersect_with_mask,
-    panoptic_merging, label_ids_to_fuse (*optional*):
+    task, object_mask_threshold, overlap_mask_area_threshold, stuff_object_mask_threshold,
+    stuff_overlap_mask_area_threshold, instance_threshold, duplicate_iou, intersect_with_mask, panoptic_merging,
+    class_scores, mask_values, label_ids_to_fuse (*optional*):
         What the checkpoint says about its results: the fields of its configuration of these names, and the defaults of
         the post-processing functions.
     return_void_masks (`bool`, *optional*, defaults to `False`):
@@ -80,10 +81,14 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     task: str
     object_mask_threshold: float | int
     overlap_mask_area_threshold: float | int
+    stuff_object_mask_threshold: float | int | None
+    stuff_overlap_mask_area_threshold: float | int | None
     instance_threshold: float | int
     duplicate_iou: float | int | None
     intersect_with_mask: bool
     panoptic_merging: str
+    class_scores: str
+    mask_values: str
     label_ids_to_fuse: list[int] | None
 
 
@@ -118,10 +123,14 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     task = FACTS["task"]
     object_mask_threshold = FACTS["object_mask_threshold"]
     overlap_mask_area_threshold = FACTS["overlap_mask_area_threshold"]
+    stuff_object_mask_threshold = FACTS["stuff_object_mask_threshold"]
+    stuff_overlap_mask_area_threshold = FACTS["stuff_overlap_mask_area_threshold"]
     instance_threshold = FACTS["instance_threshold"]
     duplicate_iou = FACTS["duplicate_iou"]
     intersect_with_mask = FACTS["intersect_with_mask"]
     panoptic_merging = FACTS["panoptic_merging"]
+    class_scores = FACTS["class_scores"]
+    mask_values = FACTS["mask_values"]
     label_ids_to_fuse = FACTS["label_ids_to_fuse"]
 
     def __init__(self, **kwargs: Unpack[MaskFormerHfImageProcessorKwargs]) -> None:
@@ -345,12 +354,15 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         *,
         intersect_with_mask: bool | None = None,
+        merging: str | None = None,
     ) -> list[dict[str, Any]]:
         """Panoptic segmentation of each image, as the original makes it.
 
         What is None is the checkpoint's: `object_mask_threshold`, `overlap_mask_area_threshold`, `label_ids_to_fuse`
-        (stuff, of which all segments of a class become one) and `intersect_with_mask` of this processor. The last cuts
-        each segment to where its own mask probability reaches `mask_threshold`, as Mask2Former does.
+        (stuff, of which all segments of a class become one), `intersect_with_mask` and `panoptic_merging` of this
+        processor. `intersect_with_mask` cuts each segment to where its own mask probability reaches `mask_threshold`,
+        as Mask2Former does. `merging="mask_wise"` paints whole masks, the best first, as Panoptic SegFormer does; with
+        a merging that is not the checkpoint's, `threshold` is that of the merging's paper.
 
         Each dict has `segmentation`, (H, W) int32 with ids from 1 and 0 = void, and `segments_info`, one record an id:
         id, label_id, was_fused, score, area in pixels.
@@ -363,6 +375,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
             overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
             intersect_with_mask=intersect_with_mask,
+            merging=merging,
         )
         return [
             {"segmentation": result.segmentation, "segments_info": result.segments}

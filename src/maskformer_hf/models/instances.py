@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .block_masks import masks_above
 from .image_geometry import ImageGeometry
-from .probabilities import class_probabilities, logit_of
+from .probabilities import IMPOSSIBLE, class_probabilities, logit_of
 
 if TYPE_CHECKING:
     from .result_options import ResultOptions
@@ -62,16 +62,24 @@ def instance_segmentation(
             asked for.
     """
     top_k = max(100, len(class_logits)) if options.max_instances is None else options.max_instances
-    class_scores, labels, queries = _best_pairs(class_logits, top_k)
-    # The mean of probabilities is at most 1, hence no pair can end above its class score.
-    possible = class_scores >= options.threshold
+    if options.class_scores == "sigmoid":
+        # Pairs with stuff take no place from those with things.
+        class_logits = class_logits.clone()
+        class_logits[:, sorted(options.label_ids_to_fuse)] = IMPOSSIBLE
+    class_scores, labels, queries = best_pairs(class_logits, top_k, options.class_scores)
+    # The mean of probabilities is at most 1, hence no pair can end above its class score. Linear values have no limit.
+    is_linear = options.mask_values == "linear"
+    possible = (class_scores >= options.threshold) | is_linear
     if options.label_ids_to_fuse:
         stuff = torch.tensor(sorted(options.label_ids_to_fuse), device=labels.device)
         possible &= ~torch.isin(labels, stuff)
     class_scores, queries, labels = class_scores[possible], queries[possible], labels[possible]
     kept, position = torch.unique(queries, return_inverse=True)
-    found = masks_above(masks[kept], geometry, logit_of(options.mask_threshold))
-    scores = class_scores * (found.probability_sums / found.areas.clamp(min=1))[position]
+    found = masks_above(masks[kept], geometry, logit_of(options.mask_threshold), options.mask_values)
+    quality = found.probability_sums / found.areas.clamp(min=1)
+    if is_linear:
+        quality = (found.probability_sums / (found.areas + 1)).square()  # as in Panoptic SegFormer
+    scores = class_scores * quality[position]
     alive = ((scores >= options.threshold) & (found.areas[position] > 0)).nonzero()[:, 0]
     order = alive[scores[alive].argsort(descending=True, stable=True)]
     position = position[order]
@@ -144,7 +152,7 @@ def best_tracks(class_logits: Tensor, *, threshold: float = 0.0, top_k: int = 10
 
     class_logits (Q, K + 1), no-object last. The score is the class probability alone, whatever the mask.
     """
-    scores, labels, queries = _best_pairs(class_logits, top_k)
+    scores, labels, queries = best_pairs(class_logits, top_k)
     reached = scores >= threshold
     return Tracks(scores[reached], labels[reached], queries[reached])
 
@@ -163,9 +171,9 @@ def tube_masks(
         yield masks_above(frame_Qhw[kept], geometry, logit_of(mask_threshold)).draw(places)
 
 
-def _best_pairs(class_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(class_logits: Tensor, top_k: int, class_scores: str = "softmax") -> tuple[Tensor, Tensor, Tensor]:
     """Class probabilities, labels and queries of the `top_k` most probable pairs of query and class, best first."""
     num_labels = class_logits.shape[-1] - 1
-    pairs = class_probabilities(class_logits)[:, :-1].flatten()
+    pairs = class_probabilities(class_logits, class_scores)[:, :-1].flatten()
     scores, pair = pairs.topk(min(top_k, len(pairs)))
     return scores, pair % num_labels, pair // num_labels

@@ -33,6 +33,8 @@ class Ask(NamedTuple):
     num_encoder_layers, num_decoder_layers: Stop the pixel decoder's encoder or the transformer decoder after so many
         layers; None for all.
     progress: How far training is, from 0 to 1. 1 at inference.
+    image_size: Height and width of the images as they came, before a backbone pads them.
+    padding: (B, H, W) bool, true at pixels that are padding, for parts that look at it; None if nothing is known of it.
     """
 
     every_layer: bool = False
@@ -42,6 +44,8 @@ class Ask(NamedTuple):
     num_encoder_layers: int | None = None
     num_decoder_layers: int | None = None
     progress: float = 1.0
+    image_size: tuple[int, int] | None = None
+    padding: torch.Tensor | None = None
 
     @property
     def queries_of_every_layer(self) -> bool:
@@ -55,12 +59,14 @@ class PixelDecoderOutput(NamedTuple):
     attentions: Attention weights of each encoder layer, (B, heads, S, S), or of deformable attention (B, heads, cells
         of all levels, points that each looks at), if asked for.
     exits: The same after earlier encoder layers, in their order, where those are trained to predict as well.
+    weight: What the loss of an exit is multiplied by.
     """
 
     embeddings: torch.Tensor
     memory: tuple[torch.Tensor, ...]
     attentions: tuple[torch.Tensor, ...] | None = None
     exits: tuple["PixelDecoderOutput", ...] = ()
+    weight: float = 1.0
 
 
 class Encoded(NamedTuple):
@@ -85,12 +91,14 @@ class QueryGroup(NamedTuple):
     num_queries: How many of the extra queries, from where the group before ended.
     assigner: A name of the table of parts, or an assigner; see `assigners.py`.
     weight: What its loss is multiplied by.
+    has_class_loss: Whether it is taught classes, besides masks.
     """
 
     name: str
     num_queries: int
     assigner: Any
     weight: float = 1.0
+    has_class_loss: bool = True
 
 
 class ExtraQueries(NamedTuple):
@@ -102,14 +110,19 @@ class ExtraQueries(NamedTuple):
     attended: Which query (row) may attend to which (column) in self-attention, (R, R) or (B, R, R) bool; None if all
         may.
     masks: Where each extra query looks in every layer, (B, E, H, W) bool in pixels of the input, in place of the mask
-        that it predicted itself; None if it attends as the others do.
+        that it predicted itself; or a function of the number of a layer and the size of its map, (h, w) or (T, h, w),
+        to (B, E, S) or (B, heads, E, S) bool, None where queries look at what they predicted. None if all attend as the
+        decoder's own do.
+    is_apart: No other query sees the extra ones. The decoder's own are then computed apart from them, and predict bit
+        for bit what they do without them.
     """
 
     features: torch.Tensor
     position: torch.Tensor
     groups: tuple[QueryGroup, ...]
     attended: torch.Tensor | None = None
-    masks: torch.Tensor | None = None
+    masks: Any = None
+    is_apart: bool = False
 
 
 class TransformerDecoderOutput(NamedTuple):
@@ -136,9 +149,19 @@ class Decoded(NamedTuple):
     extra: ExtraQueries | None = None
 
 
+class Attended(NamedTuple):
+    """
+    mask: Which query (row) may attend to which (column) in self-attention, broadcast to (B, heads, R, R), bool.
+    num_apart: So many queries in front that no other one sees, and that are computed apart; 0 for none.
+    """
+
+    mask: torch.Tensor
+    num_apart: int = 0
+
+
 def join_queries(
     features_BQC: torch.Tensor, position_QC: torch.Tensor, extra: ExtraQueries | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, Attended | None]:
     """All queries (B, R, C), their positions, and who may attend to whom, for a decoder with these own queries."""
     if extra is None:
         return features_BQC, position_QC, None
@@ -151,5 +174,7 @@ def join_queries(
             f"`attended` of extra queries has shape {tuple(attended.shape)}: there are {features_BRC.shape[1]} "
             f"queries, {extra.features.shape[1]} extra ones and then the decoder's own {features_BQC.shape[1]}."
         )
-    # One for all heads.
-    return features_BRC, position_BRC, None if attended is None else attended.unsqueeze(-3)
+    if attended is None:
+        return features_BRC, position_BRC, None
+    num_apart = extra.features.shape[1] if extra.is_apart else 0
+    return features_BRC, position_BRC, Attended(attended.unsqueeze(-3), num_apart)  # one mask for all heads

@@ -14,14 +14,32 @@ NUM_NORM_GROUPS = 32
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, GroupNorm(32) and, if asked for, ReLU; keeps the map's size."""
+    """Convolution without bias, GroupNorm and, if asked for, ReLU; keeps the map's size, or divides it by `stride`."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activation: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        activation: bool,
+        num_groups: int = NUM_NORM_GROUPS,
+        stride: int = 1,
+    ):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.GroupNorm(NUM_NORM_GROUPS, out_channels),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
+            nn.GroupNorm(num_groups, out_channels),
             nn.ReLU(inplace=True) if activation else nn.Identity(),
         )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each cell of a map (B, C, h, w)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
@@ -52,6 +70,23 @@ def init_convolutions(module: nn.Module):
             init.kaiming_uniform_(layer.weight, a=1)
             if layer.bias is not None:
                 init.zeros_(layer.bias)
+
+
+def init_batch_norm(norm: Any):
+    """A BatchNorm that has seen nothing."""
+    init.ones_(norm.weight)
+    init.zeros_(norm.bias)
+    init.zeros_(norm.running_mean)
+    init.ones_(norm.running_var)
+    init.zeros_(norm.num_batches_tracked)
+
+
+def check_norm_groups(config: Any):
+    """Refuse a width of the pixel decoder that GroupNorm cannot split."""
+    if config.feature_size % NUM_NORM_GROUPS:
+        raise ValueError(
+            f"`feature_size` must be a multiple of {NUM_NORM_GROUPS} (GroupNorm groups), got {config.feature_size}."
+        )
 
 
 Layer = TypeVar("Layer", bound=nn.Module)

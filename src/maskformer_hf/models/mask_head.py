@@ -45,3 +45,12 @@ class ProductMaskHead(MLP):
     def inside(self, embeddings_BQC: torch.Tensor, pixels_BCS: torch.Tensor) -> torch.Tensor:
         """Which cells lie in the mask of each query, (B, Q, S) bool: those with a probability of at least 0.5."""
         return embeddings_BQC.detach() @ pixels_BCS >= 0
+
+
+class GeluMaskHead(ProductMaskHead):
+    """EoMT's: the same with GELU between its layers."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            states = F.gelu(layer(states))
+        return self.layers[-1](states)

@@ -32,12 +32,17 @@ class NotFiniteError(ValueError, FloatingPointError):
 
 
 class CostWeights(NamedTuple):
-    """Weights of the terms of a matching cost. `mask_term` is `"focal"` or `"cross_entropy"`."""
+    """Weights of the terms of a matching cost. `mask_term` is `"focal"` or `"cross_entropy"`.
+
+    iou_exponent: The class term is multiplied by this power of the IoU of the masks, with probabilities in place of
+        pixels; 0 leaves it alone.
+    """
 
     class_weight: float
     mask_weight: float
     dice_weight: float
     mask_term: str = "focal"
+    iou_exponent: float = 0.0
 
 
 @torch.no_grad()
@@ -68,7 +73,9 @@ def matching_costs(
         if not len(labels):
             target_masks, labels = target_masks.new_zeros((1, *target_masks.shape[1:])), labels.new_zeros(1)
         own_LQN = costs_LBQN[:, image, :, : len(labels)]
-        own_LQN -= weights.class_weight * class_logits_LBQK[:, image].float().softmax(-1)[..., labels]
+        class_LQN = weights.class_weight * class_logits_LBQK[:, image].float().softmax(-1)[..., labels]
+        if not weights.iou_exponent:
+            own_LQN -= class_LQN
         points_LP2 = None if points_LBP2 is None else points_LBP2[:, image]
         for values in masks.values(image, points_LP2):
             points_P2 = None if points_LP2 is None else points_LP2[values.layers][0]
@@ -76,8 +83,12 @@ def matching_costs(
             counted_X = None
             if targets.void is not None:
                 counted_X = _values_of(~targets.void[image, None], masks.shape[-2:], points_P2)[0]
-            mask_cost_RN, dice_cost_RN = _mask_costs(values, targets_NX, counted_X, weights.mask_term, workspace)
+            mask_cost_RN, dice_cost_RN, iou_RN = _mask_costs(
+                values, targets_NX, counted_X, weights.mask_term, workspace
+            )
             cost_RN = weights.mask_weight * mask_cost_RN + weights.dice_weight * dice_cost_RN
+            if weights.iou_exponent:
+                cost_RN = cost_RN - class_LQN[values.layers].flatten(0, 1) * iou_RN**weights.iou_exponent
             own_LQN[values.layers] += cost_RN.unflatten(0, (-1, num_queries))
     return costs_LBQN
 
@@ -99,9 +110,9 @@ def _mask_costs(
     counted_X: torch.Tensor | None,
     mask_term: str,
     workspace: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Focal or cross-entropy cost, and dice cost, (R, N) each, of R rows of logits. Targets and what counts may be
-    fractions."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Focal or cross-entropy cost, dice cost and soft IoU, (R, N) each, of R rows of logits. Targets and what counts
+    may be fractions."""
     num_targets, num_pixels = targets_NX.shape
     # Sums over the pixels of each target, and over all pixels in one more column. Further ones are there for speed.
     ones = num_targets
@@ -120,7 +131,9 @@ def _mask_costs(
     mask_cost = positive_weight * positive[:, inside] + negative_weight * outside
     numerator = 2 * probability[:, inside] + 1
     denominator = probability[:, everywhere] + target_sum_N + 1
-    return mask_cost / num_counted, 1 - numerator / denominator
+    overlap = probability[:, inside]
+    iou = overlap / (denominator - 1 - overlap).clamp(min=1e-6)
+    return mask_cost / num_counted, 1 - numerator / denominator, iou
 
 
 def _weighted_sums(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .assembly import make_criterion, make_head, make_pixel_decoder, make_query_source, make_transformer_decoder
-from .backbone import Backbone
+from .backbone import make_backbone
 from .configuration_maskformer import MaskFormerHfConfig
 from .interfaces import Ask, Decoded, Encoded, ExtraQueries
 from .modeling_outputs import MaskFormerHfForUniversalSegmentationOutput, MaskFormerHfModelOutput
@@ -26,8 +26,7 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
 
     def __init__(self, config: MaskFormerHfConfig):
         super().__init__(config)
-        backbone_config: Any = config.backbone_config
-        self.backbone = Backbone(backbone_config, config.freeze_batch_norm)
+        self.backbone: Any = make_backbone(config)
         self.pixel_decoder: Any = make_pixel_decoder(config, self.backbone.facts)
         self.transformer_decoder: Any = None
         if config.transformer_decoder is not None:
@@ -47,11 +46,12 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
         Args:
             pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below; clips
                 (B, T, C, H, W) if the configuration is one of clips.
-            pixel_mask: Accepted for the callers' sake: padding is masked nowhere in the network, as in the original.
+            pixel_mask: (B, H, W), nonzero at pixels that are no padding. Parts of MaskFormer and Mask2Former mask
+                padding nowhere, as in the original; Panoptic SegFormer's do.
         """
         ask = self.ask(pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        encoded = self.encode(pixel_values, ask)
-        decoded = self.decode(encoded, ask)
+        encoded = self.encode(pixel_values, ask._replace(padding=padding_of(pixel_mask)))
+        decoded = self.decode(encoded, ask._replace(padding=padding_of(pixel_mask)))
         output = MaskFormerHfModelOutput(**self.hidden_states(encoded, decoded, ask))
         return output if default(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -69,7 +69,10 @@ class MaskFormerHfModel(MaskFormerHfPreTrainedModel):
             hidden_states=bool(default(output_hidden_states, self.config.output_hidden_states)),
             need_weights=self._check_attentions(output_attentions),
             num_frames=pixel_values.shape[1] if self.config.kind == "clip" else None,
+            num_encoder_layers=None if self.training else self.config.inference_encoder_layers,
+            num_decoder_layers=None if self.training else self.config.inference_layers,
             progress=progress,
+            image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
         )
 
     def encode(self, pixel_values: torch.Tensor, ask: Ask) -> Encoded:
@@ -146,8 +149,14 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
         self.criterion = make_criterion(config)
         self.post_init()
 
-    def _change_classes(self, rows: Sequence[int | None]) -> str:
+    def _change_classes(self, rows: Sequence[int | None], config: Any) -> str:
+        if self.head.class_predictor is None:
+            self.model.transformer_decoder.change_classes(rows, config)
+            self.criterion = make_criterion(config)
+            return ""
         self.head.change_classes(rows)
+        if hasattr(self.query_source, "change_classes"):
+            self.query_source.change_classes(rows)
         self.criterion.num_labels = len(rows)
         return "no-object, "
 
@@ -170,7 +179,8 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             pixel_values: Normalised images (B, C, H, W), padded with zeros on the right and below.
             mask_labels: Binary masks (N_i, H, W) of each image, padded with zeros; asks for the loss.
             class_labels: Classes (N_i,) of each image, int64.
-            pixel_mask: (B, H, W), nonzero at pixels that are no padding. It changes no prediction, only `image_sizes`.
+            pixel_mask: (B, H, W), nonzero at pixels that are no padding. It changes `image_sizes`, and predictions of
+                parts that mask padding: Panoptic SegFormer's.
             void_masks: (B, H, W) bool, true at pixels that the mask losses leave out, as an image processor with
                 `return_void_masks=True` gives them. Without it void is background of every mask, as in the original.
             target_maps: What further loss terms need, by name and image, as the collator makes it.
@@ -178,9 +188,11 @@ class MaskFormerHfForUniversalSegmentation(MaskFormerHfPreTrainedModel):
             lazy_masks: Leave `masks_queries_logits` out, and let `masks` make masks of the queries that are asked for.
         """
         targets = self._targets(pixel_values, mask_labels, class_labels, void_masks, target_maps)
+        targets = targets and targets._replace(padding=padding_of(pixel_mask))
         supervise = targets is not None and self.config.use_auxiliary_loss
         every_layer = supervise or output_auxiliary_logits
         ask = self.model.ask(pixel_values, every_layer, output_hidden_states, output_attentions, self.progress)
+        ask = ask._replace(padding=padding_of(pixel_mask))
         encoded = self.model.encode(pixel_values, ask)
         decoded = self.model.decode(encoded, ask, self._extra_queries(targets, encoded, ask))
         sets = self.head(decoded, encoded, ask)
@@ -242,6 +254,11 @@ def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, 
         # The frames of a clip have one size.
         real = real.any(1)
     return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=1)
+
+
+def padding_of(pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Where an image is padding, bool; None without a mask."""
+    return None if pixel_mask is None else ~pixel_mask.bool()
 
 
 def size_rows(pixel_values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

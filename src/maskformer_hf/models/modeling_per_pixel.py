@@ -36,7 +36,7 @@ class MaskFormerHfPerPixelBaseline(MaskFormerHfPreTrainedModel):
         )
         self.post_init()
 
-    def _change_classes(self, rows: Sequence[int | None]) -> str:
+    def _change_classes(self, rows: Sequence[int | None], config: Any) -> str:
         if self.model.transformer_decoder is None:
             self.head.change_classes(rows)
         else:

@@ -19,6 +19,7 @@ from .labels import LABEL_FIELDS, matching_labels
 from .remote_code import CheckpointMixin
 from .saved_facts import update_saved_processor
 from .transformers_layout import IGNORED_WEIGHTS, WEIGHT_NAMES
+from .transformers_layout_eomt import EOMT_IGNORED_WEIGHTS, eomt_names
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,11 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     # BatchNorm's counter means nothing when its statistics are frozen.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"num_batches_tracked", *IGNORED_WEIGHTS]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"num_batches_tracked",
+        *IGNORED_WEIGHTS,
+        *EOMT_IGNORED_WEIGHTS,
+    ]
 
     # How far training is, from 0 to 1; whoever trains sets it before each step. Some parts change on the way.
     training_progress: float = 1.0
@@ -50,7 +55,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, from our checkpoints and from those of its own MaskFormer and Mask2Former.
+        """As in transformers, from our checkpoints and from those of its own MaskFormer, Mask2Former and EoMT.
 
         With other labels than the checkpoint's (`num_labels`, `id2label`, `label2id`, or a `config` that has them) the
         rows of the classifier are kept where labels have the same name, no-object is kept in any case, and a warning
@@ -62,13 +67,13 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         config_class: Any = cls.config_class
         labels: dict[str, Any] = {}
         wanted = None
+        trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
         if not isinstance(config, PreTrainedConfig):
             # Load the model as it was trained and change its labels afterwards: only the classifier may differ in size.
             labels = {name: kwargs.pop(name) for name in (*LABEL_FIELDS, "label_ids_to_fuse") if name in kwargs}
         else:
             if config.model_type != config_class.model_type:
                 config = config_class.from_dict(config.to_dict())
-            trained = _saved_config(config_class, pretrained_model_name_or_path, kwargs)
             if trained is not None and trained.id2label != config.id2label:
                 wanted, config = config, copy.deepcopy(config)
                 _set_labels(config, trained)
@@ -77,7 +82,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
                 pretrained_model_name_or_path,
                 *model_args,
                 config=config,
-                key_mapping={**WEIGHT_NAMES, **(key_mapping or {})},
+                key_mapping={**WEIGHT_NAMES, **eomt_names(trained), **(key_mapping or {})},
                 **kwargs,
             )
         except SafetensorError as error:
@@ -89,6 +94,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
             wanted = type(model.config).from_dict(model.config.to_dict(), **labels)
         if wanted is not None:
             model.change_labels(wanted)
+        model.base_model.backbone.stop_gradients()
         return loaded
 
     @classmethod
@@ -121,6 +127,15 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         """How far training is; 1 in evaluation."""
         return self.training_progress if self.training else 1.0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first part behind the backbone which has weights: a frozen backbone may have fewer bits."""
+        for name in ("pixel_decoder", "transformer_decoder"):
+            part: Any = getattr(self.base_model, name, None)
+            for parameter in () if part is None else part.parameters():
+                return parameter.dtype
+        return torch.get_default_dtype()
+
     def complete_folder(self, folder: Path):
         # The processor beside reads results by what the model's configuration says of them.
         update_saved_processor(folder, self.config)
@@ -134,7 +149,7 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
         old: Any = self.config.id2label
         new: Any = config.id2label
         rows = matching_labels(old, new)
-        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows)) is not None:
+        if rows != list(range(len(old))) and (always_kept := self._change_classes(rows, config)) is not None:
             logger.warning(
                 "The checkpoint knows %d classes, now there are %d. Kept: %s. Re-initialised, hence to be trained: %s.",
                 len(old),
@@ -144,8 +159,8 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
             )
         _set_labels(self.config, config)
 
-    def _change_classes(self, rows: Sequence[int | None]) -> str | None:
-        """Make class i the former class `rows[i]`, or a new one.
+    def _change_classes(self, rows: Sequence[int | None], config: Any) -> str | None:
+        """Make class i the former class `rows[i]`, or a new one; `config` says which of them are stuff.
 
         Returns what is kept besides, as the beginning of a list; None where no part knows classes.
         """

@@ -11,6 +11,7 @@ from torch import Tensor
 from .block_grid import make_grid
 from .image_geometry import ImageGeometry, plain_logits
 from .mask_blocks import MARGIN, BlockCanvas, block_strips, count_pixels, full_precision, list_queries
+from .panoptic_mask_wise import as_records, mask_wise_segmentation
 from .part import Part
 from .probabilities import class_probabilities, logit_of
 
@@ -38,7 +39,8 @@ def panoptic_segmentation(
     A query stays when its best class is not no-object and scores more than `options.threshold`. Each pixel goes to the
     query with the largest class score times mask probability. A segment stays when its pixels are at least
     `options.overlap_mask_area_threshold` of those where its own mask probability reaches `options.mask_threshold`.
-    Segments of one class in `options.label_ids_to_fuse` share the first one's id and record.
+    Segments of one class in `options.label_ids_to_fuse` share the first one's id and record; the least score and the
+    least part may be others for them.
 
     Records: id, label_id, was_fused (the label is one of those to fuse), score (that of the first query of a fused
     segment) and area in pixels.
@@ -47,8 +49,8 @@ def panoptic_segmentation(
         class_logits: (Q, K + 1), no-object last.
         masks: Mask logits (Q, h, w), or what computes them; only those of the queries that stay are asked for.
     """
-    scores, labels = class_probabilities(class_logits).max(-1)
-    kept = ((labels != class_logits.shape[-1] - 1) & (scores > options.threshold)).nonzero()[:, 0]
+    scores, labels = class_probabilities(class_logits, options.class_scores).max(-1)
+    kept = ((labels != class_logits.shape[-1] - 1) & (scores > options.least_scores(labels))).nonzero()[:, 0]
     if len(kept) == 0:
         return torch.zeros(geometry.target_size, dtype=torch.int32, device=masks.device), []
     scores, labels = scores[kept], labels[kept]
@@ -57,31 +59,12 @@ def panoptic_segmentation(
 
     # From here on everything is a few numbers a query: one copy to the host, plain Python, one table look-up back.
     won_own, won_other, mask_areas = torch.cat([won, winners.mask_areas[None]]).tolist()
-    segment_ids = [0] * len(kept)
-    records: list[dict[str, Any]] = []
-    record_of_fused: dict[int, dict[str, Any]] = {}
-    for query, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
-        area = won_own[query] + won_other[query]
-        painted = won_own[query] if options.intersect_with_mask else area
-        if area == 0 or mask_areas[query] == 0 or painted == 0:
-            continue
-        if area / mask_areas[query] < options.overlap_mask_area_threshold:
-            continue
-        record = record_of_fused.get(label)
-        if record is None:
-            fused = label in options.label_ids_to_fuse
-            record = {
-                "id": len(records) + 1,
-                "label_id": label,
-                "was_fused": fused,
-                "score": round(score, 6),
-                "area": 0,
-            }
-            records.append(record)
-            if fused:
-                record_of_fused[label] = record
-        record["area"] += painted
-        segment_ids[query] = record["id"]
+    painted = []
+    for own, other, mask_area, label in zip(won_own, won_other, mask_areas, labels.tolist(), strict=True):
+        area = own + other
+        stays = mask_area > 0 and area / mask_area >= options.least_share(label)
+        painted.append((own if options.intersect_with_mask else area) if stays else 0)
+    segment_ids, records = as_records(painted, labels.tolist(), scores.tolist(), options)
     others = [0] * len(kept) if options.intersect_with_mask else segment_ids
     table = torch.tensor(segment_ids + others, dtype=torch.int32, device=winners.ids.device)
     return table.index_select(0, winners.ids.flatten()).view(winners.ids.shape), records
@@ -137,4 +120,4 @@ def plain_winners(scores_Q: Tensor, mask_logits_Qhw: Tensor, geometry: ImageGeom
 
 # The slot "merging" of `parts.py`: how panoptic segments share the pixels. It is here, so that the image processor
 # needs no part of a model.
-MERGINGS: dict[str, Part] = {"argmax": Part(panoptic_segmentation)}
+MERGINGS: dict[str, Part] = {"argmax": Part(panoptic_segmentation), "mask_wise": Part(mask_wise_segmentation)}

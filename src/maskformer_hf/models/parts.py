@@ -13,8 +13,9 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | cross_attention | `cross_attention` | `(config)` | `MaskedCrossAttention` |
 | class_head | `class_head` | `(config)` | `LinearClassHead` |
 | mask_head | `mask_head` | `(config, facts)` | `ProductMaskHead` |
-| query_source | `query_source` | `(config)` | `ExtraQueries` |
+| query_source | `query_source` | `(config)` | `OneToManyQueries` |
 | assigner | `assigner` | `(config)` | `HungarianAssigner` |
+| criterion | `criterion` | `(config)` | `SegFormerCriterion` |
 | class_loss | `class_loss` | `(config)` | `ClassCrossEntropy` |
 | loss_term | `mask_term`, `loss_terms` | `(config)` | `loss_terms.py` |
 | merging | `panoptic_merging` | `(class_logits, masks, geometry, options)` | `panoptic_segmentation` |
@@ -24,17 +25,27 @@ What `build` is called with, and what it has to make, is told by the docstring o
 from collections.abc import Callable
 from typing import Any
 
-from .assigners import HungarianAssigner
+from .assigners import HungarianAssigner, OneToManyAssigner, SharedAssigner, StableAssigner
+from .criterion_segformer import SegFormerCriterion
+from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
-from .mask_head import ProductMaskHead
+from .mask_head import GeluMaskHead, ProductMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
+from .pixel_decoder_encoder import EncodedMaps
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
+from .pixel_decoder_hybrid import HybridPixelDecoder
+from .pixel_decoder_none import NoPixelDecoder
+from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
+from .query_source_denoising import DenoisingQueries
+from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
+from .transformer_decoder_joint import JointTransformerDecoder
 from .transformer_decoder_masked import MaskedCrossAttention, MaskedTransformerDecoder
+from .transformer_decoder_segformer import PanopticSegFormerDecoder
 
 
 def _masked_decoder(
@@ -45,15 +56,25 @@ def _masked_decoder(
     return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
 
 
+def _joint_decoder(
+    config: Any, facts: Facts, memory: Facts, make_mask_head: Callable[[], Any]
+) -> JointTransformerDecoder:
+    return JointTransformerDecoder(config, memory, make_mask_head())
+
+
 _TABLE: dict[str, dict[str, Part]] = {
     "pixel_decoder": {
-        "fpn": Part(FPNPixelDecoder.from_config),
+        "fpn": Part(FPNPixelDecoder.from_config, FPNPixelDecoder.check),
         "transformer_fpn": Part(
             TransformerFPNPixelDecoder.from_config, TransformerFPNPixelDecoder.check, ("TransformerEncoderLayer",)
         ),
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "encoder": Part(EncodedMaps.from_config, EncodedMaps.check, ("DeformableEncoderLayer",)),
+        "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
+        "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
+        "none": Part(NoPixelDecoder.from_config, NoPixelDecoder.check),
     },
     "transformer_decoder": {
         "detr": Part(
@@ -62,12 +83,28 @@ _TABLE: dict[str, dict[str, Part]] = {
             ("TransformerEncoderLayer", "DetrDecoderLayer"),
         ),
         "masked": Part(_masked_decoder, MaskedTransformerDecoder.check, ("MaskedDecoderLayer",)),
+        "joint": Part(_joint_decoder, JointTransformerDecoder.check, ("VitBlock",)),
+        "panoptic_segformer": Part(
+            PanopticSegFormerDecoder, PanopticSegFormerDecoder.check, ("LocationLayer", "MaskBlock")
+        ),
     },
-    "cross_attention": {"softmax": Part(MaskedCrossAttention.from_config)},
+    "cross_attention": {
+        "softmax": Part(MaskedCrossAttention.from_config),
+        "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config)},
-    "query_source": {},
-    "assigner": {"hungarian": Part(HungarianAssigner.from_config)},
+    "mask_head": {"product": Part(ProductMaskHead.from_config), "product_gelu": Part(GeluMaskHead.from_config)},
+    "query_source": {
+        "denoising": Part(DenoisingQueries, DenoisingQueries.check),
+        "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),
+    },
+    "assigner": {
+        "hungarian": Part(HungarianAssigner.from_config),
+        "shared": Part(SharedAssigner.from_config),
+        "stable": Part(StableAssigner.from_config),
+        "one_to_many": Part(OneToManyAssigner.from_config, OneToManyAssigner.check),
+    },
+    "criterion": {"panoptic_segformer": Part(SegFormerCriterion, SegFormerCriterion.check)},
     "class_loss": {"cross_entropy": Part(ClassCrossEntropy.from_config)},
     "loss_term": {
         "focal": Part(lambda config: FocalLoss()),

@@ -1,6 +1,7 @@
 """Mask2Former's pixel decoder: deformable attention among several levels, and a pyramid from there to stride 4."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .deformable_attention import DeformableAttention, SamplingPlan, plan_sampling
 from .interfaces import Ask, Facts, PixelDecoderOutput
-from .layers import NUM_NORM_GROUPS, ConvNorm, init_convolutions
+from .layers import NUM_NORM_GROUPS, ConvNorm, check_norm_groups, init_convolutions
 from .position_encoding import sine_position_encoding
 from .transformer_layers import FeedForward, LayerSizes, check_width
 
@@ -54,9 +55,13 @@ class DeformablePixelDecoder(nn.Module):
         num_levels: int,
         num_layers: int,
         sizes: LayerSizes,
+        exit_weights: Sequence[float] = (),
     ):
+        """`exit_weights`: One for each layer but the last, or none: what the losses of earlier exits weigh in training,
+        0 for no exit."""
         super().__init__()
         self.num_heads = sizes.num_heads
+        self.exit_weights = tuple(exit_weights)
         coarsest_first = facts.channels[::-1]
         encoded, finer = coarsest_first[:num_levels], coarsest_first[num_levels:]
         self.input_projections = nn.ModuleList(
@@ -81,11 +86,22 @@ class DeformablePixelDecoder(nn.Module):
             config.encoder_levels,
             config.encoder_layers,
             LayerSizes.of_encoder(config),
+            config.encoder_exits or (),
         )
 
     @staticmethod
     def check(config: Any):
         check_width(config, "feature_size")
+        check_norm_groups(config)
+        exits = config.encoder_exits
+        if exits is None:
+            return
+        if len(exits) != config.encoder_layers - 1 or min(exits, default=0) < 0 or not any(exits):
+            raise ValueError(
+                "`encoder_exits` must be a weight of at least 0 for each of the encoder layers but the last, "
+                f"{config.encoder_layers - 1} with `encoder_layers={config.encoder_layers}`, and not all be 0, got "
+                f"{exits}."
+            )
 
     def init_weights(self):
         for part in (self.laterals, self.outputs, self.mask_projection):
@@ -100,20 +116,24 @@ class DeformablePixelDecoder(nn.Module):
         """`features`: maps (B, C, h, w) of the backbone, finest first."""
         coarsest_first = features[::-1]
         num_levels = len(self.input_projections)
-        maps, attentions = self.encode(coarsest_first[:num_levels], ask)
-        for lateral, output, feature in zip(self.laterals, self.outputs, coarsest_first[num_levels:], strict=True):
+        *exits, encoded = self.encode(coarsest_first[:num_levels], ask)
+        finer = coarsest_first[num_levels:]
+        return self.join(encoded, finer)._replace(exits=tuple(self.join(early, finer) for early in exits))
+
+    def join(self, encoded: "EncoderMaps", finer: Sequence[torch.Tensor]) -> PixelDecoderOutput:
+        """The pyramid of the encoder's maps and the finer ones of the backbone, coarsest first."""
+        maps = list(encoded.maps)
+        for lateral, output, feature in zip(self.laterals, self.outputs, finer, strict=True):
             upsampled = F.interpolate(maps[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(output(lateral(feature) + upsampled))
+        memory = tuple(maps[:NUM_MEMORY_LEVELS])
         return PixelDecoderOutput(
-            self.mask_projection(maps[-1]),
-            memory=tuple(maps[:NUM_MEMORY_LEVELS]),
-            attentions=attentions if ask.need_weights else None,
+            self.mask_projection(maps[-1]), memory, attentions=encoded.attentions, weight=encoded.weight
         )
 
-    def encode(
-        self, features: tuple[torch.Tensor, ...], ask: Ask
-    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
-        """The maps after the encoder, (B, C, h, w) each, and its attention weights."""
+    def encode(self, features: tuple[torch.Tensor, ...], ask: Ask) -> list["EncoderMaps"]:
+        """What the layers make of `features` (B, C, h, w), coarsest first; in front of it, in training, what those made
+        after which there is an exit."""
         maps = [project(feature) for project, feature in zip(self.input_projections, features, strict=True)]
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
         plan = plan_sampling(sizes, self.num_heads, NUM_POINTS, maps[0].device)
@@ -124,8 +144,11 @@ class DeformablePixelDecoder(nn.Module):
             position = sine_position_encoding(height, width, channels, device, dtype)
             positions.append(position[0].flatten(1).T + self.level_embedding[level])
         position_SC = torch.cat(positions)
+        results: list[EncoderMaps] = []
         attentions = []
-        for layer in self.layers[: ask.num_encoder_layers]:
+        exit_weights = [*self.exit_weights, 0.0] if self.training and self.exit_weights else [0.0] * len(self.layers)
+        layers = list(zip(self.layers, exit_weights, strict=True))
+        for layer, exit_weight in layers[: ask.num_encoder_layers]:
             if torch.is_grad_enabled() and states_BSC.requires_grad:
                 # What these layers keep for the gradient is a third of the memory of a training step. Computing it
                 # again costs about an eighth of the arithmetic of a step.
@@ -135,8 +158,21 @@ class DeformablePixelDecoder(nn.Module):
             else:
                 states_BSC, weights = layer(states_BSC, position_SC, plan, ask.need_weights)
             attentions.append(weights)
-        encoded = states_BSC.split([height * width for height, width in sizes], dim=1)
-        # In channels-last memory, which is how the cells lie.
-        return [cells.transpose(1, 2).unflatten(2, size) for cells, size in zip(encoded, sizes, strict=True)], tuple(
-            attentions
-        )
+            if exit_weight > 0:
+                results.append(EncoderMaps(_maps(states_BSC, sizes), weight=exit_weight))
+        return [*results, EncoderMaps(_maps(states_BSC, sizes), tuple(attentions) if ask.need_weights else None)]
+
+
+class EncoderMaps(NamedTuple):
+    """The maps (B, C, h, w) after a layer of the encoder, coarsest first; the attention weights of all layers if asked
+    for; and what the loss of this exit is multiplied by."""
+
+    maps: list[torch.Tensor]
+    attentions: tuple[torch.Tensor, ...] | None = None
+    weight: float = 1.0
+
+
+def _maps(states_BSC: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """Maps (B, C, h, w) of the cells of all levels, in channels-last memory, which is how the cells lie."""
+    levels = states_BSC.split([height * width for height, width in sizes], dim=1)
+    return [cells.transpose(1, 2).unflatten(2, size) for cells, size in zip(levels, sizes, strict=True)]

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .interfaces import Ask, Facts, PixelDecoderOutput
-from .layers import ConvNorm, init_convolutions
+from .layers import ConvNorm, check_norm_groups, init_convolutions
 from .position_encoding import sine_position_encoding
-from .transformer_layers import LayerSizes, TransformerEncoder, check_width
+from .transformer_layers import LayerSizes, TransformerEncoder, check_no_encoder, check_no_exits, check_width
 
 
 class FPNPixelDecoder(nn.Module):
@@ -35,6 +35,11 @@ class FPNPixelDecoder(nn.Module):
     @classmethod
     def from_config(cls, config: Any, facts: Facts) -> "FPNPixelDecoder":
         return cls(facts, config.feature_size, config.mask_feature_size)
+
+    @staticmethod
+    def check(config: Any):
+        check_no_encoder(config)
+        check_norm_groups(config)
 
     def init_weights(self):
         init_convolutions(self)
@@ -69,6 +74,8 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     @staticmethod
     def check(config: Any):
         check_width(config, "feature_size")
+        check_norm_groups(config)
+        check_no_exits(config)
 
     def forward(self, features: tuple[torch.Tensor, ...], ask: Ask) -> PixelDecoderOutput:
         projected = self.input_projection(features[-1])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .interfaces import Ask, Decoded, Encoded, PixelDecoderOutput, QueryGroup, TransformerDecoderOutput
+from .interfaces import Ask, Decoded, Encoded, ExtraQueries, PixelDecoderOutput, TransformerDecoderOutput
 from .layers import keep_rows
 from .masks import Masks
 
@@ -19,6 +19,7 @@ class PredictionSet(NamedTuple):
     name: Put before the names of its loss terms.
     assigner: Who is taught by which target: a name of the table of parts, or an assigner. See `assigners.py`.
     weight: What its loss is multiplied by.
+    has_class_loss: Whether it is taught classes, besides masks.
     boxes: (L, B, Q, 4), if its queries predict any.
     """
 
@@ -27,6 +28,7 @@ class PredictionSet(NamedTuple):
     name: str = ""
     assigner: Any = None
     weight: float = 1.0
+    has_class_loss: bool = True
     boxes: torch.Tensor | None = None
 
     def layers(self, layers: slice) -> "PredictionSet":
@@ -85,11 +87,13 @@ class PredictionHead(nn.Module):
         exits = list(zip(decoded.outputs, encoded.outputs(), strict=True))
         sets: list[PredictionSet] = []
         for number, (output, pixels) in enumerate(exits[:-1], start=1):
-            own = output.sets or self._sets(output, pixels, encoded.features, (), ask)
-            sets += [predictions._replace(name=f"exit{number}_{predictions.name}") for predictions in own]
+            own = output.sets or self._sets(output, pixels, encoded.features, None, ask)
+            sets += [
+                predictions._replace(name=f"exit{number}_{predictions.name}", weight=predictions.weight * pixels.weight)
+                for predictions in own
+            ]
         output, pixels = exits[-1]
-        extra = () if decoded.extra is None else decoded.extra.groups
-        sets += output.sets or self._sets(output, pixels, encoded.features, extra, ask)
+        sets += output.sets or self._sets(output, pixels, encoded.features, decoded.extra, ask)
         return sets
 
     def _sets(
@@ -97,7 +101,7 @@ class PredictionHead(nn.Module):
         output: TransformerDecoderOutput,
         pixels: PixelDecoderOutput,
         features: tuple[torch.Tensor, ...],
-        extra: Sequence[QueryGroup],
+        extra: ExtraQueries | None,
         ask: Ask,
     ) -> list[PredictionSet]:
         layers = slice(None) if ask.every_layer else slice(-1, None)
@@ -106,16 +110,33 @@ class PredictionHead(nn.Module):
             masks = output.masks.part(layers)
         else:
             masks = self.mask_embedder.masks(self.mask_embedder(queries_LBRC), pixels, ask)
-        class_logits = self.class_predictor(queries_LBRC, HeadContext(features, pixels, masks))
+        class_logits = self._class_logits(queries_LBRC, HeadContext(features, pixels, masks), extra)
         sets, start = [], 0
-        for name, num_queries, assigner, weight in extra:
-            queries = slice(start, start + num_queries)
+        for group in () if extra is None else extra.groups:
+            queries = slice(start, start + group.num_queries)
             predicted = class_logits[:, :, queries], masks.part(queries=queries)
-            sets.append(PredictionSet(*predicted, name=name, assigner=assigner, weight=weight))
-            start += num_queries
+            sets.append(PredictionSet(*predicted, group.name, group.assigner, group.weight, group.has_class_loss))
+            start += group.num_queries
         if start:
             class_logits, masks = class_logits[:, :, start:], masks.part(queries=slice(start, None))
         return [*sets, PredictionSet(class_logits, masks, assigner=self.assigner)]
+
+    def _class_logits(
+        self, queries_LBRC: torch.Tensor, context: HeadContext, extra: ExtraQueries | None
+    ) -> torch.Tensor:
+        if extra is None or not extra.is_apart:
+            return self.class_predictor(queries_LBRC, context)
+        num_extra = extra.features.shape[1]
+        slices = slice(None, num_extra), slice(num_extra, None)
+        return torch.cat(
+            [
+                self.class_predictor(
+                    queries_LBRC[:, :, part].contiguous(), context._replace(masks=context.masks.part(queries=part))
+                )
+                for part in slices
+            ],
+            dim=2,
+        )
 
     def change_classes(self, rows: Sequence[int | None]):
         """Make class i the former class `rows[i]`, or a new one."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from .image_geometry import ImageGeometry, image_geometries, is_per_pixel, maps_of
 from .instances import Instances, flatten_masks, instance_segmentation, keep_masks
 from .panoptic import MERGINGS
+from .probabilities import as_softmax
 from .result_options import ResultOptions
 from .semantic import (
     per_pixel_scores,
@@ -80,6 +81,9 @@ def iterate_results(
     _check(outputs, options.task)
     read = READERS[options.task]
     for class_logits, masks, geometry in _images_of(outputs, target_sizes):
+        if options.mask_values == "linear" and geometry.image_size == geometry.padded_size:
+            # Panoptic SegFormer resizes once, from the cells to the result.
+            geometry = ImageGeometry(*[geometry.target_size] * 3)
         yield read(class_logits, masks, geometry, options)
 
 
@@ -95,7 +99,8 @@ def class_scores_of(
         if class_logits is None:
             yield per_pixel_scores(masks, geometry)
         else:
-            yield semantic_scores(class_logits, masks[:], geometry, resize=options.resize)
+            logits = as_softmax(class_logits, options.class_scores)
+            yield semantic_scores(logits, masks[:], geometry, resize=options.resize)
 
 
 def draw_instances(result: Result, overlap_mask_area_threshold: float | None = None) -> Result:
@@ -121,6 +126,7 @@ def _semantic(class_logits: Tensor | None, masks: Any, geometry: ImageGeometry, 
     if class_logits is None:
         segmentation = per_pixel_segmentation(mask_logits, geometry)
     else:
+        class_logits = as_softmax(class_logits, options.class_scores)
         segmentation = semantic_segmentation(class_logits, mask_logits, geometry, resize=options.resize)
 
     def segments() -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ class Targets(NamedTuple):
     void: (B, H, W) or (B, T, H, W) bool, true where neither matching nor mask losses look; None if everything counts.
     maps: What loss terms need besides, by name and image, each with the leading dimensions of the masks.
     progress: How far training is, from 0 to 1.
+    padding: (B, H, W) bool, true at pixels that are padding; None if nothing is known of it.
     """
 
     masks: list[torch.Tensor]
@@ -25,6 +26,7 @@ class Targets(NamedTuple):
     void: torch.Tensor | None = None
     maps: Mapping[str, Sequence[torch.Tensor]] = {}
     progress: float = 1.0
+    padding: torch.Tensor | None = None
 
     @property
     def counts(self) -> list[int]:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .apart import apart, join_attention, self_attention, split_apart
 from .attention import Attention
-from .interfaces import Ask, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
+from .interfaces import Ask, Attended, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
 from .layers import init_convolutions, input_projection, keep_rows
 from .position_encoding import sine_position_encoding
 from .transformer_layers import FeedForward, LayerSizes, TransformerEncoder, TransformerLayer, check_width
@@ -33,19 +34,23 @@ class DetrDecoderLayer(TransformerLayer):
         memory_key_BSC: torch.Tensor,
         query_position: torch.Tensor,
         need_weights: bool = False,
-        attended: torch.Tensor | None = None,
+        attended: Attended | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Queries, and the weights of self- and cross-attention. `attended` is the mask of self-attention."""
+        num_apart = 0 if attended is None else attended.num_apart
         normed = self.before(queries_BRC, self.self_attn_norm)
         positioned = normed + query_position
-        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights, attended)
+        update, self_weights = self_attention(self.self_attn, positioned, normed, need_weights, attended)
         queries_BRC = self.add(queries_BRC, update, self.self_attn_norm)
 
         positioned = self.before(queries_BRC, self.cross_attn_norm) + query_position
-        update, cross_weights = self.cross_attn(positioned, memory_key_BSC, memory_BSC, need_weights)
+        parts = split_apart(positioned, num_apart)
+        update, cross_weights = join_attention(
+            [self.cross_attn(part, memory_key_BSC, memory_BSC, need_weights) for part in parts]
+        )
         queries_BRC = self.add(queries_BRC, update, self.cross_attn_norm)
 
-        update = self.ffn(self.before(queries_BRC, self.ffn_norm))
+        update = apart(self.ffn, num_apart, self.before(queries_BRC, self.ffn_norm))
         return self.add(queries_BRC, update, self.ffn_norm), self_weights, cross_weights
 
 

@@ -2,6 +2,7 @@
 images or, in space and time, of clips (Mask2Former-VIS, https://arxiv.org/abs/2112.10764, section 2.1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .apart import apart, join_attention, self_attention, split_apart
 from .attention import Attention, PackedAttention
-from .interfaces import Ask, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
+from .interfaces import Ask, Attended, ExtraQueries, Facts, PixelDecoderOutput, TransformerDecoderOutput, join_queries
 from .layers import init_convolutions, input_projection
 from .position_encoding import clip_position_encoding, sine_position_encoding
 from .transformer_layers import FeedForward, LayerSizes, TransformerLayer, check_width
@@ -33,8 +35,12 @@ class MaskedCrossAttention(PackedAttention):
     """Multi-head attention of each query to the cells of its mask.
 
     A cross-attention takes positioned queries (B, R, C), a `MemoryLevel` and which cells each query may attend to,
-    (B, R, S) bool with at least one cell each. It returns the update of the queries, and weights if asked for.
+    (B, R, S) or, head by head, (B, heads, R, S) bool with at least one cell each. It returns the update of the queries,
+    and weights if asked for. One that normalises the queries itself says so by `has_query_norm`: the layer then has no
+    norm there.
     """
+
+    has_query_norm = False
 
     @classmethod
     def from_config(cls, config: Any) -> "MaskedCrossAttention":
@@ -43,7 +49,8 @@ class MaskedCrossAttention(PackedAttention):
     def forward(  # pyrefly: ignore[bad-override]
         self, queries_BRC: torch.Tensor, level: MemoryLevel, attended_BRS: torch.Tensor, need_weights: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return super().forward(queries_BRC, level.keys, level.states, need_weights, attended_BRS[:, None])
+        attended = attended_BRS[:, None] if attended_BRS.dim() == 3 else attended_BRS
+        return super().forward(queries_BRC, level.keys, level.states, need_weights, attended)
 
 
 class MaskedDecoderLayer(TransformerLayer):
@@ -52,7 +59,8 @@ class MaskedDecoderLayer(TransformerLayer):
     def __init__(self, sizes: LayerSizes, cross_attention: nn.Module):
         super().__init__(sizes)
         self.cross_attn = cross_attention
-        self.cross_attn_norm = nn.LayerNorm(sizes.hidden_size)
+        has_own_norm = getattr(cross_attention, "has_query_norm", False)
+        self.cross_attn_norm = nn.Identity() if has_own_norm else nn.LayerNorm(sizes.hidden_size)
         self.self_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
         self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
         self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
@@ -67,7 +75,7 @@ class MaskedDecoderLayer(TransformerLayer):
         query_position: torch.Tensor,
         attended_BRS: torch.Tensor,
         need_weights: bool = False,
-        attended: torch.Tensor | None = None,
+        attended: Attended | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Queries, and the weights of self- and cross-attention.
 
@@ -75,16 +83,20 @@ class MaskedDecoderLayer(TransformerLayer):
         tensors of the memory come one by one, because reentrant checkpointing finds no gradient inside of a tuple.
         """
         level = MemoryLevel(memory_BSC, memory_key_BSC, memory_size)
+        num_apart = 0 if attended is None else attended.num_apart
         positioned = self.before(queries_BRC, self.cross_attn_norm) + query_position
-        update, cross_weights = self.cross_attn(positioned, level, attended_BRS, need_weights)
+        parts = zip(split_apart(positioned, num_apart), split_apart(attended_BRS, num_apart), strict=True)
+        update, cross_weights = join_attention(
+            [self.cross_attn(part, level, cells, need_weights) for part, cells in parts]
+        )
         queries_BRC = self.add(queries_BRC, update, self.cross_attn_norm)
 
         normed = self.before(queries_BRC, self.self_attn_norm)
         positioned = normed + query_position
-        update, self_weights = self.self_attn(positioned, positioned, normed, need_weights, attended)
+        update, self_weights = self_attention(self.self_attn, positioned, normed, need_weights, attended)
         queries_BRC = self.add(queries_BRC, update, self.self_attn_norm)
 
-        update = self.ffn(self.before(queries_BRC, self.ffn_norm))
+        update = apart(self.ffn, num_apart, self.before(queries_BRC, self.ffn_norm))
         return self.add(queries_BRC, update, self.ffn_norm), self_weights, cross_weights
 
 
@@ -105,7 +117,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.input_projections = nn.ModuleList(input_projection(channels, config) for channels in memory.channels)
         self.level_embedding = nn.Embedding(len(memory.channels), config.hidden_size)
         self.query_features = nn.Embedding(config.num_queries, config.hidden_size)
-        self.query_position = nn.Embedding(config.num_queries, config.hidden_size)
+        self.query_position = nn.Embedding(config.num_queries, config.hidden_size) if config.query_position else None
         self.layers = nn.ModuleList(MaskedDecoderLayer(sizes, attention) for attention in cross_attentions)
         self.norm = nn.LayerNorm(config.hidden_size)
         # The name that its weights have in every checkpoint.
@@ -126,9 +138,10 @@ class MaskedTransformerDecoder(nn.Module):
             )
 
     def init_weights(self):
-        init_convolutions(self)
+        init_convolutions(self.input_projections)
         for embedding in (self.level_embedding, self.query_features, self.query_position):
-            init.normal_(embedding.weight)
+            if embedding is not None:
+                init.normal_(embedding.weight)
 
     def forward(
         self, pixels: PixelDecoderOutput, ask: Ask, extra: ExtraQueries | None = None
@@ -143,29 +156,32 @@ class MaskedTransformerDecoder(nn.Module):
             _cells(self.mask_embedder.at_size(pixels, level.size[-2:]), ask).transpose(1, 2) for level in levels
         ]
         own_BQC = self.query_features.weight.expand(levels[0].states.shape[0], -1, -1)
-        queries_BRC, query_position, attended = join_queries(own_BQC, self.query_position.weight, extra)
-        forced_BES = [_forced(extra, level.size) for level in levels]
+        features = self.query_features.weight
+        own_position = torch.zeros_like(features) if self.query_position is None else self.query_position.weight
+        queries_BRC, query_position, attended = join_queries(own_BQC, own_position, extra)
+        num_apart = 0 if attended is None else attended.num_apart
         results, mask_embeddings, attentions, cross_attentions = [], [], [], []
         for number, layer in enumerate(self.layers[: ask.num_decoder_layers]):
             normed_BRC = self.norm(queries_BRC)
-            embedded_BRC = self.mask_embedder(normed_BRC)
+            embedded_BRC = apart(self.mask_embedder, num_apart, normed_BRC)
             if ask.queries_of_every_layer:
                 results.append(normed_BRC)
                 mask_embeddings.append(embedded_BRC)
             index = number % len(levels)
-            inside_BRS = self.mask_embedder.inside(embedded_BRC, pixels_BCS[index])
+            inside = partial(self.mask_embedder.inside, pixels_BCS=pixels_BCS[index])
+            inside_BRS = apart(inside, num_apart, embedded_BRC)
             queries_BRC, self_weights, cross_weights = layer(
                 queries_BRC,
                 *levels[index],
                 query_position,
-                attended_cells(inside_BRS, forced_BES[index]),
+                attended_cells(inside_BRS, _forced(extra, number, levels[index].size)),
                 ask.need_weights,
                 attended,
             )
             attentions.append(self_weights)
             cross_attentions.append(cross_weights)
         results.append(self.norm(queries_BRC))
-        mask_embeddings.append(self.mask_embedder(results[-1]))
+        mask_embeddings.append(apart(self.mask_embedder, num_apart, results[-1]))
         return TransformerDecoderOutput(
             tuple(results),
             tuple(attentions) if ask.need_weights else None,
@@ -196,20 +212,28 @@ def _cells(maps_BChw: torch.Tensor, ask: Ask) -> torch.Tensor:
 
 
 @torch.no_grad()
-def attended_cells(inside_BRS: torch.Tensor, forced_BES: torch.Tensor | None = None) -> torch.Tensor:
+def attended_cells(inside_BRS: torch.Tensor, forced: torch.Tensor | None = None) -> torch.Tensor:
     """Which cells each query attends to, (B, R, S) bool: those inside its mask, or all of them where a mask is empty.
 
-    `forced_BES` takes the place of the masks of the first E queries. No gradient passes, and the mask of one query is
-    that of all attention heads.
+    `forced`, (B, E, S), takes the place of the masks of the first E queries. No gradient passes, and the mask of one
+    query is that of all attention heads, unless `forced` is (B, heads, E, S); then so is the result.
     """
-    if forced_BES is not None:
-        inside_BRS = torch.cat((forced_BES, inside_BRS[:, forced_BES.shape[1] :]), dim=1)
+    if forced is not None:
+        if forced.dim() == 4:
+            inside_BRS = inside_BRS[:, None].expand(-1, forced.shape[1], -1, -1)
+        inside_BRS = torch.cat((forced, inside_BRS[..., forced.shape[-2] :, :]), dim=-2)
     return inside_BRS | ~inside_BRS.any(-1, keepdim=True)
 
 
-def _forced(extra: ExtraQueries | None, size: Sequence[int]) -> torch.Tensor | None:
-    """The cells of a level that the masks of extra queries touch, (B, E, S)."""
+def _forced(extra: ExtraQueries | None, layer: int, size: Sequence[int]) -> torch.Tensor | None:
+    """The cells of a layer's level that extra queries attend to, (B, E, S) or (B, heads, E, S)."""
     if extra is None or extra.masks is None:
         return None
-    share = F.interpolate(extra.masks.float(), size=tuple(size), mode="area")
+    return extra.masks(layer, size) if callable(extra.masks) else touched_cells(extra.masks, size)
+
+
+@torch.no_grad()
+def touched_cells(masks_BEHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The cells of a map of this size that masks touch, (B, E, S) bool."""
+    share = F.interpolate(masks_BEHW.float(), size=tuple(size), mode="area")
     return (share > 1e-8).flatten(2)

@@ -1,5 +1,6 @@
 """What the transformer layers of all parts have in common, and DETR's encoder (https://arxiv.org/abs/2005.12872)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ class LayerSizes(NamedTuple):
     """Sizes of a transformer layer.
 
     pre_norm: LayerNorm in front of attention and feed-forward network, not behind.
+    activation: Inside the feed-forward network of an encoder.
     """
 
     hidden_size: int
@@ -22,6 +24,7 @@ class LayerSizes(NamedTuple):
     ffn_dim: int
     dropout: float
     pre_norm: bool = False
+    activation: Callable[[torch.Tensor], torch.Tensor] = F.relu
 
     @classmethod
     def of_decoder(cls, config: Any) -> "LayerSizes":
@@ -44,9 +47,29 @@ def check_width(config: Any, name: str):
         )
 
 
+def check_no_encoder(config: Any):
+    """Refuse fields of an encoder, for a pixel decoder that has none."""
+    if config.inference_encoder_layers is not None:
+        raise ValueError(
+            f"`pixel_decoder={config.pixel_decoder!r}` has no encoder to leave early: `inference_encoder_layers` must "
+            f"be None, got {config.inference_encoder_layers}."
+        )
+    check_no_exits(config)
+
+
+def check_no_exits(config: Any):
+    """Refuse exits of the encoder, for a pixel decoder that trains none."""
+    if config.encoder_exits is not None:
+        raise ValueError(
+            f"`pixel_decoder={config.pixel_decoder!r}` trains no earlier exits of its encoder: `encoder_exits` must be "
+            f"None, got {config.encoder_exits}; choose 'deformable'."
+        )
+
+
 class FeedForward(nn.Module):
-    def __init__(self, hidden_size: int, ffn_dim: int, dropout: float):
+    def __init__(self, hidden_size: int, ffn_dim: int, dropout: float, activation: Any = F.relu):
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(hidden_size, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, hidden_size)
         self.dropout = nn.Dropout(dropout)
@@ -56,7 +79,7 @@ class FeedForward(nn.Module):
         init.xavier_uniform_(self.fc2.weight)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(F.relu(self.fc1(states))))
+        return self.fc2(self.dropout(self.activation(self.fc1(states))))
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -84,7 +107,7 @@ class TransformerEncoderLayer(TransformerLayer):
         super().__init__(sizes)
         self.self_attn = Attention(sizes.hidden_size, sizes.num_heads, sizes.dropout)
         self.self_attn_norm = nn.LayerNorm(sizes.hidden_size)
-        self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout)
+        self.ffn = FeedForward(sizes.hidden_size, sizes.ffn_dim, sizes.dropout, sizes.activation)
         self.ffn_norm = nn.LayerNorm(sizes.hidden_size)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' own MaskFormer and Mask2Former in our words: fields and weight names.
+"""Checkpoints of transformers' own MaskFormer, Mask2Former and EoMT in our words: fields and weight names.
 
 Literal maps, read when a checkpoint is loaded, and backwards when one is converted to that layout.
 """
@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers import Mask2FormerConfig, MaskFormerConfig
 
+from .transformers_layout_eomt import EOMT, EOMT_DINOV3, EOMT_TYPES, translate_eomt
+
 # The `model_type` of each.
 MASKFORMER, MASK2FORMER = "maskformer", "mask2former"
-MODEL_TYPES = (MASKFORMER, MASK2FORMER)
+MODEL_TYPES = (MASKFORMER, MASK2FORMER, *EOMT_TYPES)
 
 # Fields that make a Mask2Former. transformers' configuration has none of them, because its class says it all.
 MASK2FORMER_PARTS = {
@@ -185,12 +187,17 @@ IGNORED_WEIGHTS = (
 
 
 def translate_config(theirs: dict[str, Any], own_model_type: str) -> dict[str, Any]:
-    """The dictionary of a transformers `MaskFormerConfig` or `Mask2FormerConfig` as one of ours.
+    """The dictionary of a configuration of transformers' own models as one of ours.
 
     Raises:
-        ValueError: If a field asks for arithmetic that is not MaskFormer's, or Mask2Former's.
+        ValueError: If a field asks for arithmetic that is not MaskFormer's, Mask2Former's or EoMT's.
     """
-    translate = {MASKFORMER: _translate_maskformer, MASK2FORMER: _translate_mask2former}[theirs["model_type"]]
+    translate = {
+        MASKFORMER: _translate_maskformer,
+        MASK2FORMER: _translate_mask2former,
+        EOMT: translate_eomt,
+        EOMT_DINOV3: translate_eomt,
+    }[theirs["model_type"]]
     backbone, fields = translate(theirs)
     return {
         **fields,

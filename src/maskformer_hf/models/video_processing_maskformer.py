@@ -17,7 +17,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import Unpack
 
 from .coco_rle import encode_seen
-from .image_files import IMAGE_SUFFIXES, is_image_file, natural_order
+from .image_files import IMAGE_SUFFIXES, files_in
 from .image_geometry import image_geometries
 from .image_processing_maskformer import MaskFormerHfImageProcessor, MaskFormerHfImageProcessorKwargs
 from .image_reading import Reading, as_tensor, read_images, size_of
@@ -40,10 +40,10 @@ def frames_of(video: Any) -> Sequence[Any]:
         if not folder.is_dir():
             remedy = f"`ffmpeg -i {folder.name} frames/%05d.jpg` makes one of a video file" if folder.is_file() else ""
             raise ValueError(f"{str(folder)!r} is no folder of frames{remedy and f': {remedy}'}.")
-        paths = [path for path in folder.iterdir() if is_image_file(path)]
+        paths = files_in(folder, IMAGE_SUFFIXES)
         if not paths:
             raise ValueError(f"The folder {str(folder)!r} has no frames: none of {', '.join(IMAGE_SUFFIXES)} is there.")
-        return sorted(paths, key=natural_order)
+        return paths
     frames: Any = video if isinstance(video, (np.ndarray, Tensor)) else list(video)
     if len(frames) == 0:
         raise ValueError("A video has no frames; give at least one.")

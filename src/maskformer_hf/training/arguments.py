@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 
 from ..data import AugmentationArguments
+from ..data.text_files import read_yaml
 from .typed_values import build
 
 
@@ -57,6 +58,7 @@ class OptimizationArguments:
     backbone_multiplier: float = 0.1  # the same as multipliers: {backbone: 0.1}, which wins over it
     # Pattern of parameter names -> what their learning rate is multiplied with. See `parameter_groups`.
     multipliers: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0  # factor of the learning rate of a plain vision transformer, from a block to the one below
     schedule: Literal["poly", "cosine", "step"] = "poly"
     poly_power: float = 0.9
     milestones: list[float] = field(default_factory=list)  # shares of all steps at which "step" divides the rate by ten
@@ -79,6 +81,7 @@ class Recipe:
     accumulation: int = 1  # forward passes in each optimizer step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     float32_modules: list[str] = field(default_factory=list)  # submodules that keep float32 under mixed precision
+    frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone, with freeze_backbone: true
     channels_last: bool = False
     gradient_checkpointing: bool = False  # less memory, more time: backbone and transformer compute some things twice
     compile: bool = False  # compile the network by torch.compile
@@ -121,10 +124,7 @@ def _read_values(path: Path, derived: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in derived:
         chain = " -> ".join(str(recipe) for recipe in (*derived, path.resolve()))
         raise ValueError(f"recipes are based on each other in a circle: {chain}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
     base = values.pop("base", None)
@@ -162,6 +162,8 @@ def _check(recipe: Recipe) -> None:
     for pattern, multiplier in recipe.optimization.multipliers.items():
         if multiplier < 0:
             raise ValueError(f"optimization.multipliers has {multiplier} for {pattern!r}; it must not be negative")
+    if not 0 < recipe.optimization.layer_decay <= 1:
+        raise ValueError(f"optimization.layer_decay is {recipe.optimization.layer_decay}; it must be in (0, 1]")
     if not 0 <= recipe.optimization.ema_decay < 1:
         raise ValueError(f"optimization.ema_decay is {recipe.optimization.ema_decay}; it must be in [0, 1)")
     _check_model(recipe.model)

@@ -10,6 +10,7 @@ import torch
 
 from ..data import SegmentationDataset, as_task, find_data, open_dataset
 from ..inference.load import checkpoint_path, load
+from ..inference.reparameterise import reparameterise
 from .classes import match_classes
 from .evaluation import choose_task, evaluate, videos_to_measure
 from .evaluation_options import EvaluationOptions
@@ -61,6 +62,7 @@ def evaluate_checkpoint(
     checkpoint_path(checkpoint)
     root, split = find_data(Path(data), options.split, options.format)
     model, processor = load(checkpoint, options.device, options.dtype)
+    reparameterise(model)
     dataset = _open_for(model, checkpoint, root, split, options)
     task = options.task
     if videos_to_measure(model, dataset, task) is None:

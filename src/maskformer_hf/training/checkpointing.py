@@ -41,7 +41,10 @@ def keep_last(parent: Path, prefix: str, count: int) -> None:
 def remove_unfinished(parent: Path) -> None:
     """Deletes what a killed process left behind."""
     for path in parent.glob(f"{INCOMPLETE}*"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _remove(folder: Path) -> None:

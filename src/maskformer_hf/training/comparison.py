@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data import SegmentationDataset
 from ..inference.load import Model
+from ..output_files import save_picture
 from ..visualize import (
     PANEL_COLOR,
     TEXT_COLOR,
@@ -97,7 +98,5 @@ def draw_worst(
         raise ValueError("no image has a score, so there is no worst one: is anything annotated?")
     titles = [f"{score_name} {row['score']:.3f}   {row['name'].rsplit('/', 1)[-1]}" for row in worst]
     picture = draw_comparisons(model, processor, dataset, [row["index"] for row in worst], titles, LARGE_PANEL)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    save_picture(picture, path)
     return [row["name"] for row in worst]

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from ..data.inspection import TrainingView, inspect_dataset
 from ..data.report import DataReport, format_report, shared_images
 from ..inference.load import checkpoint_path
 from ..models.configuration_per_pixel import MaskFormerHfPerPixelConfig
+from ..output_files import save_picture
 from ..presets import PRESETS
 from ..visualize import contact_sheet
 from .arguments import AugmentationArguments, ModelArguments, Recipe
@@ -121,12 +122,15 @@ def check_data(
         report.warnings += [problem for problem in shared if problem is not None]
         reports.append(report)
         if sheet is not None and report.picks:
-            path = sheet if len(reports) == 1 else sheet.with_stem(f"{sheet.stem}_{name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(dataset, report.picks).save(path)
+            save_picture(contact_sheet(dataset, report.picks), sheet_paths(sheet, splits)[name])
     if json is not None:
         write_json(json, {"splits": [report.to_json() for report in reports]})
     return reports
+
+
+def sheet_paths(sheet: Path, splits: Iterable[str]) -> dict[str, Path]:
+    """The file of each split's contact sheet."""
+    return {name: sheet.with_stem(f"{sheet.stem}_{name}") if place else sheet for place, name in enumerate(splits)}
 
 
 def check_before_training(

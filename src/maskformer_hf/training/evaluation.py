@@ -49,6 +49,8 @@ def evaluate(
     task = choose_task(options.task, model, dataset)
     dataset = as_task(dataset, task)
     class_ids = match_classes(model.config, dataset, "the model", "the data")
+    if options.merging is not None and task != "panoptic":
+        raise ValueError(f"merging={options.merging!r} is for panoptic results, and {task} ones are measured")
     measures = Measures(task, dataset, class_ids, options, device)
     start = time.perf_counter()
     _measure_images(model, processor, dataset, measures)
@@ -81,6 +83,7 @@ def _measure_images(model: Model, processor: Any, dataset: SegmentationDataset, 
                 task=task,
                 batch_size=options.batch_size,
                 threshold=threshold,
+                merging=options.merging,
                 max_instances=options.max_detections,
             )
             for index, sample, prediction in zip(batch, samples, predictions, strict=True):

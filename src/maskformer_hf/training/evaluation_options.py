@@ -18,6 +18,7 @@ class EvaluationOptions:
         batch_size: Images that run together.
         threshold: Least score of what is found. None: 0 for objects, as AP weighs them by their scores, and that of the
             model's configuration for panoptic segments.
+        merging: How panoptic segments share the pixels; None: as the model's configuration says.
         max_detections: Most objects of an image, the best ones, that count for AP. 100 is COCO's; images with more
             objects need more.
         boundary: Also boundary IoU (semantic) or boundary AP (instance).
@@ -31,6 +32,7 @@ class EvaluationOptions:
     task: Task | None = None
     batch_size: int = 1
     threshold: float | None = None
+    merging: str | None = None
     max_detections: int = 100
     boundary: bool = False
     per_image: bool = False

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..output_files import write_text
+
 
 def to_json(value: Any) -> str:
     """The text of a JSON file. NaN, an undefined figure, becomes null."""
@@ -11,8 +13,7 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json(value) + "\n", encoding="utf-8")
+    write_text(path, to_json(value) + "\n")
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -14,6 +14,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from ..data import SegmentationDataset, as_task, is_streamed, videos_in
 from ..machine import machine_name
+from ..output_files import save_picture
 from .arguments import Recipe, read_recipe
 from .checkpointing import numbered_folders
 from .data_check import check_before_training
@@ -26,7 +27,15 @@ from .model_setup import keep_float32, prepare_model
 from .optimization import WeightAverage, build_optimizer, schedule, set_learning_rate
 from .recipe_data import label_fields, open_data, to_device, training_batches, training_parts
 from .recipe_model import build_model, build_processor, config_class_of
-from .run_folder import Progress, export_model, prepare_folder, save_best, save_checkpoint, write_evaluation
+from .run_folder import (
+    Progress,
+    check_folder,
+    export_model,
+    prepare_folder,
+    save_best,
+    save_checkpoint,
+    write_evaluation,
+)
 from .step import training_step
 from .tracking import check_trackers, track_picture, tracked, validation_picture
 from .training_log import TrainingLog
@@ -40,6 +49,7 @@ def train(
     resume: bool = False,
     output_dir: str | Path | None = None,
     report_to: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Trains by a recipe file and returns the folder `from_pretrained` loads: `<output_dir>/model`.
 
@@ -50,12 +60,14 @@ def train(
 
     Args:
         report_to: Trackers, in place of the recipe's.
+        overwrite: Whether to remove what is there under these names. Otherwise it is an error, unless `resume`.
     """
     recipe = read_recipe(recipe_path, overrides)
     if output_dir is not None:
         recipe.output_dir = str(output_dir)
     if report_to:
         recipe.report_to = list(report_to)
+    check_folder(Path(recipe.output_dir), resume, overwrite)
     training_data, validation_data = open_data(recipe.data)
     labels = label_fields(training_data, config_class_of(recipe.model))
     torch.manual_seed(recipe.seed)  # the same initial weights on every process
@@ -63,7 +75,7 @@ def train(
     processor = build_processor(recipe.model, model.config)
     if recipe.data.check and not (resume and numbered_folders(Path(recipe.output_dir), CHECKPOINT)):
         check_before_training(recipe, model, training_data, validation_data)
-    return train_model(model, processor, training_data, validation_data, recipe, resume)
+    return train_model(model, processor, training_data, validation_data, recipe, resume, overwrite)
 
 
 def train_model(
@@ -73,13 +85,14 @@ def train_model(
     validation_data: SegmentationDataset | None,
     recipe: Recipe,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """`train` on parts that are already built.
 
     Args:
         processor: Gives mean, deviation and divisor of batches, and reads outputs for evaluations.
     """
-    return _Run(model, processor, training_data, validation_data, recipe, resume).train()
+    return _Run(model, processor, training_data, validation_data, recipe, resume, overwrite).train()
 
 
 class _Run:
@@ -93,6 +106,7 @@ class _Run:
         validation_data: SegmentationDataset | None,
         recipe: Recipe,
         resume: bool,
+        overwrite: bool,
     ) -> None:
         check_trackers(recipe.report_to)
         self.recipe = recipe
@@ -117,7 +131,7 @@ class _Run:
             accelerator.register_for_checkpointing(self.average)
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress)
-        checkpoint = prepare_folder(accelerator, self.output_dir, resume)
+        checkpoint = prepare_folder(accelerator, self.output_dir, resume, overwrite)
         if checkpoint is not None:
             logger.info("resumed from %s", checkpoint)
         self.evaluation: dict[str, Any] | None = None
@@ -205,7 +219,7 @@ class _Run:
                     save_best(model, self.processor, recipe, progress.step, self._record(result))
                 task = "instance" if result["task"] == "video" else result["task"]
                 picture = validation_picture(model, self.processor, as_task(dataset, task))
-                picture.save(self.output_dir / f"validation-{progress.step:06d}.png")
+                save_picture(picture, self.output_dir / f"validation-{progress.step:06d}.png")
                 track_picture(accelerator, picture, progress.step)
         return result
 

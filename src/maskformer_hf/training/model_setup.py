@@ -17,11 +17,23 @@ def prepare_model(model: Any, recipe: Recipe, device_type: str) -> Any:
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     keep_float32(model, recipe.float32_modules, device_type)
+    if recipe.frozen_dtype != "float32":
+        _shorten_frozen(model, recipe.frozen_dtype)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if recipe.compile:
         model.base_model.compile()  # without the loss, as matching leaves the graph
     return model
+
+
+def _shorten_frozen(model: Any, dtype: str) -> None:
+    backbone = model.base_model.backbone
+    if not backbone.is_frozen:
+        raise ValueError(
+            f"frozen_dtype is {dtype!r}, but the backbone is trained: set model.config.freeze_backbone to true, or use "
+            "mixed_precision"
+        )
+    backbone.body.to(getattr(torch, dtype))
 
 
 def keep_float32(model: nn.Module, names: list[str], device_type: str) -> None:

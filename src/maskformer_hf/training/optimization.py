@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,8 +13,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .arguments import OptimizationArguments
 from .distributed import all_of, local_part
+from .layer_decay import depths_of
 
 BACKBONE = "backbone"
+# What a plain vision transformer gets is new, and learns as the heads do.
+PYRAMID = "backbone.pyramid"
 NORM_LAYERS = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -33,7 +36,12 @@ EMBEDDING_PARAMETERS = (
 
 
 def parameter_groups(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, multipliers: Mapping[str, float]
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    multipliers: Mapping[str, float],
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters for an optimizer, as MaskFormer's `build_optimizer` makes them.
 
@@ -45,14 +53,18 @@ def parameter_groups(
             is one or several parts of a parameter's name, such as "backbone" or "backbone.body.encoder"; "*" stands for
             any characters. Where several patterns match, the longest one counts: with {"backbone": 0.1,
             "backbone.body.embeddings": 0.01} the embeddings of the backbone get 0.01.
+        layer_decay: What the rate of a block of a plain vision transformer is multiplied with for each block above it,
+            besides. Its embeddings count as its first block. 1: no decay.
 
-    Returns at most two groups for each pattern and two for the rest, each with `params`, `lr`, `weight_decay`, `name`
-    and `parameter_names`.
+    Returns at most two groups for each pattern and two for the rest, for each block where there is a layer decay, each
+    with `params`, `lr`, `weight_decay`, `name` and `parameter_names`.
 
-    Raises ValueError for a pattern that matches no parameter of the model, frozen ones included.
+    Raises ValueError for a pattern that matches no parameter of the model, or only those of a frozen backbone, and for
+    a layer decay of a model without a plain vision transformer that is trained.
     """
-    _check_patterns(multipliers, [name for name, _ in model.named_parameters()])
-    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
+    _check_patterns(multipliers, dict(model.named_parameters()), _is_frozen(model))
+    depths = depths_of(model) if layer_decay != 1.0 else {}
+    groups: dict[tuple[str | None, bool, int], dict[str, Any]] = {}
     listed: set[int] = set()
     for module_name, module in model.named_modules():
         is_norm_or_embedding = isinstance(module, (*NORM_LAYERS, nn.Embedding)) or type(module).__name__.endswith(
@@ -65,13 +77,16 @@ def parameter_groups(
             full_name = f"{module_name}.{name}" if module_name else name
             pattern = max((item for item in multipliers if matches(full_name, item)), key=len, default=None)
             decays = not (is_norm_or_embedding or any(part in name for part in EMBEDDING_PARAMETERS))
+            above = depths.get(full_name, 0)
+            multiplier = (1.0 if pattern is None else multipliers[pattern]) * layer_decay**above
+            below = f", {above} blocks below the top" if above else ""
             group = groups.setdefault(
-                (pattern, decays),
+                (pattern, decays, above),
                 {
                     "params": [],
-                    "lr": learning_rate * (1.0 if pattern is None else multipliers[pattern]),
+                    "lr": learning_rate * multiplier,
                     "weight_decay": weight_decay if decays else 0.0,
-                    "name": f"{pattern or 'heads'}, {'decay' if decays else 'no decay'}",
+                    "name": f"{pattern or 'heads'}, {'decay' if decays else 'no decay'}{below}",
                     "parameter_names": [],
                 },
             )
@@ -85,10 +100,21 @@ def matches(parameter_name: str, pattern: str) -> bool:
     return fnmatchcase(f".{parameter_name}.", f"*.{pattern}.*")
 
 
-def _check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
+def _is_frozen(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "freeze_backbone", False)
+
+
+def _check_patterns(patterns: Iterable[str], parameters: Mapping[str, nn.Parameter], is_frozen: bool) -> None:
+    names = list(parameters)
     for pattern in patterns:
+        found = [parameter for name, parameter in parameters.items() if matches(name, pattern)]
+        if is_frozen and pattern != BACKBONE and found and not any(parameter.requires_grad for parameter in found):
+            raise ValueError(
+                f"multipliers has {pattern!r}, but all that it matches is frozen: leave it out, or set "
+                "model.config.freeze_backbone to false"
+            )
         # A model may have no backbone to train, or call it otherwise: the recipe's default for it then does nothing.
-        if pattern != BACKBONE and not any(matches(name, pattern) for name in names):
+        if pattern not in (BACKBONE, PYRAMID) and not found:
             parts = sorted({part for name in names for part in name.split(".")})
             close = difflib.get_close_matches(pattern, parts, n=1)
             remedy = (
@@ -102,7 +128,8 @@ def build_optimizer(model: nn.Module, arguments: OptimizationArguments) -> torch
         model,
         learning_rate=arguments.learning_rate,
         weight_decay=arguments.weight_decay,
-        multipliers={BACKBONE: arguments.backbone_multiplier, **arguments.multipliers},
+        multipliers={BACKBONE: arguments.backbone_multiplier, PYRAMID: 1.0, **arguments.multipliers},
+        layer_decay=arguments.layer_decay,
     )
     for group in groups:
         del group["parameter_names"]

@@ -1,5 +1,6 @@
 """The output folder of a run: checkpoints to go on from, the best model, and the final one."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -42,20 +43,55 @@ class Progress:
         vars(self).update(state)
 
 
-def prepare_folder(accelerator: Accelerator, output_dir: Path, resume: bool) -> Path | None:
+def check_folder(output_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Raises ValueError if a folder holds what a run would write, and the run neither resumes nor may overwrite it."""
+    if resume or overwrite:
+        return
+    report = output_dir / "data.json"
+    reports = [] if _is_own_report(report) else [report, output_dir / "data.png", output_dir / "data_validation.png"]
+    _refuse([*_results(output_dir), *(path for path in reports if path.exists())])
+
+
+def _refuse(found: list[Path]) -> None:
+    if found:
+        raise ValueError(
+            f"{found[0].parent} already holds {found[0].name}; pass --resume to go on, --overwrite to begin anew, or "
+            "choose another --output"
+        )
+
+
+def _results(output_dir: Path) -> list[Path]:
+    """What a run has left in a folder, but for the check of the data: checkpoints first."""
+    names = [f"{CHECKPOINT}*", f"{BEST}*", "model", "log.jsonl", "evaluation.json", "validation-*.png"]
+    return [path for name in names for path in sorted(output_dir.glob(name), reverse=True)]
+
+
+def _is_own_report(path: Path) -> bool:
+    """Whether a file is the check of the data of a run, which may have stopped there to start again."""
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
+        return all("most_segments" in split for split in splits)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def prepare_folder(accelerator: Accelerator, output_dir: Path, resume: bool, overwrite: bool) -> Path | None:
     """Makes the folder of a run, and goes on from its last checkpoint if there is one, which is returned.
 
-    Raises ValueError if there is a checkpoint and `resume` is false.
+    Raises ValueError as `check_folder` does.
     """
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         remove_unfinished(output_dir)
+        for path in _results(output_dir) if overwrite and not resume else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     accelerator.wait_for_everyone()
+    if not resume:
+        _refuse(_results(output_dir))
     checkpoints = numbered_folders(output_dir, CHECKPOINT)
-    if checkpoints and not resume:
-        raise ValueError(
-            f"{output_dir} already holds {checkpoints[-1].name}; pass --resume to go on, or choose another --output"
-        )
     if not checkpoints:
         return None
     load_checkpoint(accelerator, checkpoints[-1])
