@@ -186,7 +186,7 @@ def test_parts(workplace, monkeypatch, tmp_path):
     found = run_page("parts")
     own = {field: getattr(found["model"].config, field) for field in found["own"]}
     assert own == found["own"]
-    assert found["outputs"].loss_dict["loss_boundary"] != 0
+    assert found["outputs"].loss_dict["loss_outline"] != 0
     registered = [text for _, text in blocks("parts") if "\nregister(" in text]
     assert len(registered) == 5
     assert all(len(text.split("\nregister(")[0].splitlines()) <= 30 for text in registered)

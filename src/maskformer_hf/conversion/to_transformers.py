@@ -44,6 +44,8 @@ _PARTS = {
     "class_head": "linear",
     "mask_head": "product",
     "query_source": None,
+    "query_relations": None,
+    "boundary_blocks": 0,
     "inference_layers": None,
     "inference_encoder_layers": None,
     "backbone_pyramid": None,
