@@ -36,7 +36,16 @@ from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("fine-tune-on-your-data", "video", "parts", "moving-from-transformers", "command-line", "metrics", "data")
+PAGES = (
+    "fine-tune-on-your-data",
+    "video",
+    "parts",
+    "moving-from-transformers",
+    "command-line",
+    "metrics",
+    "data",
+    "images",
+)
 # What was measured: trainings of half an hour, whose commands are read and not run.
 RESULTS = ("mask-classification-on-small-data",)
 LANGUAGES = {"python", "bash", "yaml", "text"}
@@ -207,6 +216,10 @@ def test_command_line(workplace, released, photos, hub):
 
 def test_metrics(workplace):
     assert run_page("metrics")["result"]["boundary_iou"] == 1
+
+
+def test_images(workplace):
+    run_page("images")
 
 
 def test_data(workplace, monkeypatch):

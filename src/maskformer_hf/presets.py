@@ -251,7 +251,7 @@ _SEGFORMER_BACKBONES = {
 
 
 def _panoptic_segformer(backbone: str) -> MaskFormerHfConfig:
-    fields = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
+    fields: dict[str, Any] = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
     config = _maskformer("resnet50", "coco_panoptic_133")
     return MaskFormerHfConfig(
         backbone_config=deepcopy(_SEGFORMER_BACKBONES[backbone]),

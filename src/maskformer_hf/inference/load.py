@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from ..models.image_opening import first_line
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
@@ -14,7 +15,6 @@ from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
 from ..models.saved_facts import copy_facts
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
-from .images import first_line
 
 Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
 

@@ -75,7 +75,7 @@ def make_transformer_decoder(config: Any, facts: Facts, memory: Facts) -> nn.Mod
 
 def make_head(config: Any, facts: Facts, transformer_decoder: Any) -> PredictionHead:
     """Class head and mask head; each only where the transformer decoder has none."""
-    class_head = None
+    class_head: nn.Module | None = None
     if not getattr(transformer_decoder, "has_class_head", False):
         class_head = part_of("class_head", config.class_head).build(config)
     mask_head = None

@@ -22,7 +22,7 @@ from .result_options import CLASS_SCORES, MASK_VALUES, TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 # Choices that are no parts.
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "mask_loss": ("dense", "points"),
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
