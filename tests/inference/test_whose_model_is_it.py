@@ -127,3 +127,15 @@ def test_a_view_reaches_no_module_of_the_original():
     assert all(module.training for module in model.modules())
     assert in_evaluation_mode(model.eval()) is model
     assert type(private_view(torch.compile(model))) is Wrapped
+
+
+def test_fields_for_one_call_are_those_of_a_view(tiny_model):
+    view = in_evaluation_mode(tiny_model, inference_layers=1, inference_encoder_layers=None)
+    assert view is not tiny_model
+    assert tiny_model.config.inference_layers is None
+    configs = [module.config for module in view.modules() if hasattr(module, "config")]
+    assert len(configs) > 1
+    assert all(config.inference_layers == 1 for config in configs if config.model_type == "maskformer_hf")
+    with pytest.raises(ValueError, match="inference_layers"):
+        in_evaluation_mode(tiny_model, inference_layers=99)
+    assert in_evaluation_mode(tiny_model, inference_layers=None) is tiny_model

@@ -1,6 +1,7 @@
 """`evaluate` on videos: what a perfect and an unsteady model get, of clips and frame by frame."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,19 +33,12 @@ class Config:
         self.id2label = {0: "green", 1: "red"}
 
 
-class Model:
+class Model(torch.nn.Module):
     def __init__(self, model_type: str) -> None:
+        super().__init__()
         self.config = Config(model_type)
-        self.training = False
-
-    def parameters(self):
-        yield torch.zeros(1)
-
-    def eval(self):
-        pass
-
-    def train(self, mode: bool):
-        pass
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.base_model = SimpleNamespace(backbone=SimpleNamespace(body=None))
 
 
 def encode(mask: np.ndarray) -> dict | None:
