@@ -56,8 +56,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
             `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
             `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
-            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in front
-            of `transformer_decoder="joint"`.
+            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in
+            front of `transformer_decoder="joint"`.
         feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;

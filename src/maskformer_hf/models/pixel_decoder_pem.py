@@ -12,12 +12,6 @@ from .interfaces import Ask, Facts, PixelDecoderOutput
 from .layers import init_batch_norm
 from .transformer_layers import check_no_encoder
 
-try:
-    # Much less memory than without it.
-    from torchvision.ops import deform_conv2d
-except ImportError:
-    deform_conv2d = None
-
 # Cells that a 3x3 convolution looks at.
 NUM_TAPS = 9
 
@@ -60,6 +54,8 @@ class DeformableConvolution(nn.Module):
         # Only the weight is used.
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
+        # None where there is no torchvision. It needs much less memory than what replaces it.
+        self.convolve: Any = torchvision_convolution()
 
     def init_weights(self):
         init.zeros_(self.places.weight)
@@ -74,11 +70,19 @@ class DeformableConvolution(nn.Module):
         tensors = maps, offsets, self.convolution.weight, counts.sigmoid()
         with torch.autocast(maps.device.type, enabled=False):
             values, offsets, weight, counts = (tensor.float() for tensor in tensors)
-            if deform_conv2d is None or torch.compiler.is_exporting():
+            if self.convolve is None or torch.compiler.is_exporting():
                 result = sampled_convolution(values, offsets, weight, counts)
             else:
-                result = deform_conv2d(values, offsets, weight, padding=(1, 1), mask=counts)
+                result = self.convolve(values, offsets, weight, padding=(1, 1), mask=counts)
         return F.relu(self.norm(result.to(maps.dtype)))
+
+
+def torchvision_convolution() -> Any:
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        return None
+    return deform_conv2d
 
 
 def sampled_convolution(
