@@ -49,6 +49,12 @@ def test_masks_of_0_and_255(tmp_path):
         raise_errors([report])
 
 
+def test_photos_to_measure_on_may_be_of_one_class(tmp_path):
+    report = inspect_dataset(masks(tmp_path, 0, 255), name="validation", progress=False)
+    assert report.errors == []
+    assert "image of only background and void" in report.warnings[-1].what
+
+
 def test_masks_of_one_class(tmp_path):
     [errors, _] = found(masks(tmp_path, 1))
     assert [*errors] == ["image of object alone, as all others are: there is nothing to tell it from"]

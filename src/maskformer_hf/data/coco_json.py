@@ -50,7 +50,7 @@ def parse_instances(path: Path) -> Parsed:
     problems = ProblemCounter()
     content = read_content(path, ("images", "annotations", "categories"), problems)
     categories = read_categories(content)
-    rows = {
+    rows: dict[Identifier, dict[str, Any]] = {
         image_id: {**image, **{name: [] for name in ("annotation_id", "label", "is_crowd", "counts")}}
         for image_id, image in _read_images(content).items()
     }

@@ -8,6 +8,8 @@ from .sample import Problem
 
 # So many images of a larger data set stand for all of it.
 ENOUGH_IMAGES = 100
+# Names of splits that teach nothing anyhow.
+MEASURED = ("test", "val", "valid", "validation")
 
 STORED = "photo that EXIF turns, with labels for its pixels as they are stored, so that it is seen lying on its side"
 UNCLEAR = "photo that EXIF turns or mirrors within its size, so that nothing tells for which pixels its labels are"
@@ -29,6 +31,8 @@ def useless_labels(report: DataReport, notes: Notes) -> Iterator[tuple[bool, Pro
     if not report.inspected:
         return
     is_certain = report.inspected == report.images or report.inspected >= ENOUGH_IMAGES
+    # A few photos to measure on may well be of one class, or of nothing.
+    is_certain = is_certain and report.name not in MEASURED
     present = [row for row in report.classes if row.segments]
     if report.crowds and not any(row.is_thing for row in present):
         what = "object that is a crowd (iscrowd 1), as all others are: a crowd is no object to learn from"

@@ -51,7 +51,7 @@ def _polygons(value: Any, where: str, notes: ProblemCounter, depth: int) -> Iter
 
 def _points(value: Any) -> list[Sequence[Any]]:
     """The points of a list of pairs or of {"x", "y"}; empty if it is none."""
-    points = []
+    points: list[Sequence[Any]] = []
     for item in value if isinstance(value, list | tuple) else ():
         point = [item.get("x"), item.get("y")] if isinstance(item, dict) else item
         if not isinstance(point, list | tuple) or len(point) != 2:

@@ -1,7 +1,7 @@
 """COCO's run lengths: made from polygons, checked, and decoded. They go through a mask column by column."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def run_lengths_of(segmentation: Any, size: tuple[int, int], where: str, problem
         if not any(polygons):
             problems.add("annotation without segmentation", where)
             return None
-        usable = [polygon for polygon in polygons if _is_usable(polygon, where, problems)]
+        usable: Any = [polygon for polygon in polygons if _is_usable(polygon, where, problems)]
         if not usable:
             return None
         merged: Any = run_lengths.merge(run_lengths.frPyObjects(usable, *size))
@@ -109,7 +109,7 @@ def _checked(segmentation: dict[str, Any], size: tuple[int, int], where: str) ->
     return compressed
 
 
-def _as_lengths(counts: Sequence[Any]) -> np.ndarray | None:
+def _as_lengths(counts: Iterable[Any]) -> np.ndarray | None:
     """Run lengths as whole numbers; None if one is none, or larger than any image."""
     numbers = [as_number(count) for count in counts]
     if any(number is None or number != int(number) or abs(number) >= 2**31 for number in numbers):
