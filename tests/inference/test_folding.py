@@ -92,7 +92,7 @@ def test_training_is_that_of_the_model_as_it_was():
         if fold:
             assert fold_batch_norms(model) == 12
         model.train()
-        assert not any(isinstance(module, folding._Folded) for module in model.modules())
+        assert not any(isinstance(module, folding.Folded) for module in model.modules())
         outputs = model(images(), **targets)
         outputs.loss.backward()
         losses.append((outputs.loss, [parameter.grad for parameter in model.parameters()]))
@@ -106,7 +106,7 @@ def test_gradients_of_a_model_in_evaluation_mode():
     fold_batch_norms(model)
     model(images()).masks_queries_logits.sum().backward()
     for module in model.modules():
-        if isinstance(module, folding._Folded):
+        if isinstance(module, folding.Folded):
             assert all(parameter.grad is not None for parameter in module.parameters())
 
 
@@ -127,7 +127,7 @@ def test_a_copy_is_folded_and_on_its_own():
         expected = model(images())[LOGITS[0]]
         copied = copy.deepcopy(model)
         model.train()
-        assert any(isinstance(module, folding._Folded) for module in copied.modules())
+        assert any(isinstance(module, folding.Folded) for module in copied.modules())
         torch.testing.assert_close(copied(images())[LOGITS[0]], expected)
 
 

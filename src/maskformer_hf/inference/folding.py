@@ -8,7 +8,6 @@ import logging
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ..models.backbone import FrozenBatchNorm2d
@@ -62,11 +61,11 @@ def fold_batch_norms(model: MaskFormerHfPreTrainedModel) -> int:
 def unfold_batch_norms(module: nn.Module):
     """Undo it in all layers below."""
     for layer in list(module.modules()):
-        if isinstance(layer, _Folded):
+        if isinstance(layer, Folded):
             layer.unfold()
 
 
-class _Folded(nn.Module):
+class Folded(nn.Module):
     """What a folded convolution and its BatchNorm have in common."""
 
     plain_class: type[nn.Module]
@@ -101,7 +100,7 @@ class _Folded(nn.Module):
         self._load_from_state_dict(*args, **kwargs)
 
 
-class FoldedConv2d(_Folded, nn.Conv2d):
+class FoldedConv2d(Folded, nn.Conv2d):
     folded_weight: torch.Tensor
     folded_bias: torch.Tensor
 
@@ -111,33 +110,29 @@ class FoldedConv2d(_Folded, nn.Conv2d):
         return self._conv_forward(input, self.folded_weight, self.folded_bias)
 
 
-class FoldedBatchNorm2d(_Folded, nn.BatchNorm2d):
+class FoldedBatchNorm2d(Folded, nn.BatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return input if self.serves() else super().forward(input)
 
 
-class FoldedFrozenBatchNorm2d(_Folded, FrozenBatchNorm2d):
+class FoldedFrozenBatchNorm2d(Folded, FrozenBatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return input if self.serves() else super().forward(input)
 
 
-class FoldedBatchNormAct2d(_Folded, BatchNormAct2d):
-    """timm's, which has the activation in it."""
+def _folded_class(norm: nn.Module) -> type | None:
+    """What a BatchNorm becomes. A class of its own may do more than these, and is not folded."""
+    if type(norm).__module__.startswith("timm."):
+        # timm takes its time to be imported: only where a model is made of it.
+        from .folding_timm import FOLDED_NORMS
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.drop(x)) if self.serves() else super().forward(x)
-
-
-# A class of its own may do more, so only these are folded.
-_FOLDED_NORMS: dict[type, type] = {
-    nn.BatchNorm2d: FoldedBatchNorm2d,
-    FrozenBatchNorm2d: FoldedFrozenBatchNorm2d,
-    BatchNormAct2d: FoldedBatchNormAct2d,
-}
+        return FOLDED_NORMS.get(type(norm))
+    classes: dict[type, type] = {nn.BatchNorm2d: FoldedBatchNorm2d, FrozenBatchNorm2d: FoldedFrozenBatchNorm2d}
+    return classes.get(type(norm))
 
 
 def _is_batch_norm(module: Any) -> bool:
-    return type(module) in _FOLDED_NORMS and module.running_mean is not None
+    return _folded_class(module) is not None and module.running_mean is not None
 
 
 def _observed(base: Any, image: torch.Tensor) -> tuple[list[tuple[Any, Any]], list[torch.Tensor]]:
@@ -187,6 +182,6 @@ def _fold(convolution: Any, norm: Any):
     weight = convolution.weight * scale[:, None, None, None]
     convolution.register_buffer("folded_weight", weight.float(), persistent=False)
     convolution.register_buffer("folded_bias", bias.float(), persistent=False)
-    for module, folded_class in ((convolution, FoldedConv2d), (norm, _FOLDED_NORMS[type(norm)])):
+    for module, folded_class in ((convolution, FoldedConv2d), (norm, _folded_class(norm))):
         module.plain_class, module.convolution, module.norm = type(module), (convolution,), (norm,)
         module.__class__ = folded_class

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from timm.utils import reparameterize_model
-
 from .folding import fold_batch_norms, unfold_batch_norms
 
 
@@ -20,6 +18,8 @@ def reparameterise(model: Any) -> bool:
     body: Any = base.backbone.body
     if getattr(body, "_backbone", None) is None:
         return False
+    from timm.utils import reparameterize_model
+
     before = [name for name, _ in body.named_modules()]
     unfold_batch_norms(body)
     body._backbone = reparameterize_model(body._backbone, inplace=True)
