@@ -36,7 +36,16 @@ from maskformer_hf.presets import class_names
 from maskformer_hf.training.arguments import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("fine-tune-on-your-data", "video", "parts", "moving-from-transformers", "command-line", "metrics", "data")
+PAGES = (
+    "fine-tune-on-your-data",
+    "video",
+    "parts",
+    "moving-from-transformers",
+    "command-line",
+    "metrics",
+    "data",
+    "images",
+)
 # What was measured: trainings of half an hour, whose commands are read and not run.
 RESULTS = ("mask-classification-on-small-data",)
 LANGUAGES = {"python", "bash", "yaml", "text"}
@@ -177,7 +186,7 @@ def test_parts(workplace, monkeypatch, tmp_path):
     found = run_page("parts")
     own = {field: getattr(found["model"].config, field) for field in found["own"]}
     assert own == found["own"]
-    assert found["outputs"].loss_dict["loss_boundary"] != 0
+    assert found["outputs"].loss_dict["loss_outline"] != 0
     registered = [text for _, text in blocks("parts") if "\nregister(" in text]
     assert len(registered) == 5
     assert all(len(text.split("\nregister(")[0].splitlines()) <= 30 for text in registered)
@@ -207,6 +216,10 @@ def test_command_line(workplace, released, photos, hub):
 
 def test_metrics(workplace):
     assert run_page("metrics")["result"]["boundary_iou"] == 1
+
+
+def test_images(workplace):
+    run_page("images")
 
 
 def test_data(workplace, monkeypatch):

@@ -25,6 +25,8 @@ LAYERS = [
     {"training", "conversion", "export", "hub"},
     {"inference", "visualize"},
     {"presets", "model_card"},
+    {"presets_eomt"},
+    {"class_names"},
     {"data", "metrics", "models", "machine"},
     {"output_files"},
 ]

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .inference.images import image_size, read_image
+from .inference.images import image_size, read_image, reading_of
 from .inference.load import checkpoint_path, load
 from .inference.predict import predict
 from .inference.prediction import Prediction
@@ -107,7 +107,7 @@ def measure_speed(folder: str | Path, photo: str | Path = PHOTO, device: str | N
     The time is the median of 7 runs. For a model of videos, it is that of a clip of 16 frames divided by 16.
     """
     model, processor = load(folder, device)
-    image = read_image(photo)
+    image = read_image(photo, str(photo), reading_of(processor))
     images = [image] * (CLIP_FRAMES if model.config.kind == "clip" else 1)
     _segment(model, processor, images)
     times = []

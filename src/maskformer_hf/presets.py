@@ -8,22 +8,20 @@
 >>> processor = image_processor_for("maskformer_resnet50_ade20k")
 """
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
+from .class_names import class_names, labels_of, numbered
 from .models.configuration_maskformer import MaskFormerHfConfig
 from .models.configuration_per_pixel import MaskFormerHfPerPixelConfig
 from .models.configuration_video import MaskFormerHfVideoConfig
 from .models.image_processing_maskformer import MaskFormerHfImageProcessor
 from .models.result_options import facts_of
 from .models.transformers_layout import MASK2FORMER_PARTS
-from .models.transformers_layout_eomt import EOMT_PARTS
 from .models.video_processing_maskformer import MaskFormerHfVideoProcessor
-from .models.vit_blocks import DINOV2, DINOV3
+from .presets_eomt import EOMT, EOMT_PRESETS, fit_eomt
 
 RESNET50 = {"model_type": "resnet"}
 RESNET101 = {"model_type": "resnet", "depths": [3, 4, 23, 3]}
@@ -123,18 +121,6 @@ LARGE_CROPS = tuple(
 )
 
 
-@cache
-def class_names(dataset: str) -> tuple[tuple[str, bool | None, int], ...]:
-    """Name, whether a thing (None: unknown), and the id in the data set, of every class in the order of training.
-
-    Args:
-        dataset: `"ade20k_150"`, `"ade20k_full_847"`, `"coco_panoptic_133"`, `"cityscapes_19"`, `"coco_stuff_10k_171"`,
-            `"mapillary_vistas_65"`, `"youtube_vis_2019_40"` or `"youtube_vis_2021_40"`.
-    """
-    lists = json.loads(Path(__file__).with_name("class_names.json").read_text())
-    return tuple((name, None if thing is None else bool(thing), source) for name, thing, source in lists[dataset])
-
-
 # --- MaskFormer ------------------------------------------------------------------------------------------------------
 
 _RESNETS, _SWINS = ("resnet50", "resnet101"), ("swin_tiny", "swin_small", "swin_base", "swin_large")
@@ -171,16 +157,8 @@ def _maskformer(backbone: str, dataset: str, **fields: Any) -> MaskFormerHfConfi
     stuff = [label for label, (_, is_thing, _) in enumerate(class_names(dataset)) if is_thing is False]
     backbone_config = deepcopy(_BACKBONES[backbone])
     return MaskFormerHfConfig(
-        backbone_config=backbone_config, **_labels(dataset), label_ids_to_fuse=stuff or None, **fields
+        backbone_config=backbone_config, **labels_of(dataset), label_ids_to_fuse=stuff or None, **fields
     )
-
-
-def _labels(dataset: str) -> dict[str, Any]:
-    return _numbered([name for name, _, _ in class_names(dataset)])
-
-
-def _numbered(names: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
 
 
 MASKFORMER_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
@@ -201,7 +179,7 @@ _PER_PIXEL_TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _per_pixel(dataset: str, **fields: Any) -> MaskFormerHfPerPixelConfig:
-    return MaskFormerHfPerPixelConfig(backbone_config=deepcopy(RESNET50), **_labels(dataset), **fields)
+    return MaskFormerHfPerPixelConfig(backbone_config=deepcopy(RESNET50), **labels_of(dataset), **fields)
 
 
 PER_PIXEL_PRESETS: dict[str, Callable[[], MaskFormerHfPerPixelConfig]] = {
@@ -236,7 +214,7 @@ def _mask2former(backbone: str, table: str, parts: dict[str, Any] = MASK2FORMER)
     fields: dict[str, Any] = {**parts, "task": task}
     if task == "instance":
         # Data for instances have no stuff.
-        fields |= _numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
+        fields |= numbered([name for name, is_thing, _ in class_names(dataset) if is_thing])
     if backbone == "swin_large" and task != "semantic":
         fields["num_queries"] = 200
     if backbone.startswith("resnet") and (dataset == "cityscapes_19" or (backbone, table) == ("resnet101", "ade20k")):
@@ -273,11 +251,11 @@ _SEGFORMER_BACKBONES = {
 
 
 def _panoptic_segformer(backbone: str) -> MaskFormerHfConfig:
-    fields = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
+    fields: dict[str, Any] = {**PANOPTIC_SEGFORMER, "object_mask_threshold": 0.3 if backbone == "swin_large" else 0.25}
     config = _maskformer("resnet50", "coco_panoptic_133")
     return MaskFormerHfConfig(
         backbone_config=deepcopy(_SEGFORMER_BACKBONES[backbone]),
-        **_labels("coco_panoptic_133"),
+        **labels_of("coco_panoptic_133"),
         label_ids_to_fuse=config.label_ids_to_fuse,
         **fields,
     )
@@ -311,7 +289,7 @@ PEM_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
 def _mask2former_video(backbone: str, dataset: str) -> MaskFormerHfVideoConfig:
     return MaskFormerHfVideoConfig(
         backbone_config=deepcopy(_BACKBONES[backbone]),
-        **_labels(dataset),
+        **labels_of(dataset),
         num_queries=200 if backbone == "swin_large" else 100,
     )
 
@@ -320,76 +298,6 @@ VIDEO_PRESETS: dict[str, Callable[[], MaskFormerHfVideoConfig]] = {
     f"mask2former_{backbone}_youtube_vis_{year}": partial(_mask2former_video, backbone, f"youtube_vis_{year}_40")
     for year in (2019, 2021)
     for backbone in (*_RESNETS, *_SWINS)
-}
-
-
-# --- EoMT ------------------------------------------------------------------------------------------------------------
-
-# The fields that turn a configuration into an EoMT (https://arxiv.org/abs/2503.19108).
-EOMT: dict[str, Any] = {**EOMT_PARTS, "class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
-# Width, heads, blocks, and how many of them queries join.
-_VITS = {"small": (384, 6, 12, 3), "base": (768, 12, 12, 3), "large": (1024, 16, 24, 4), "giant": (1536, 24, 40, 5)}
-# By the last part of a preset's name: its classes, its task, and the models in that table, by size and side of images.
-_EOMT_ZOO: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "coco_panoptic": (
-        "coco_panoptic_133",
-        "panoptic",
-        (
-            *(f"{size}_640" for size in _VITS),
-            "large_1280",
-            "giant_1280",
-            *(f"{size}_640_dinov3" for size in ("small", "base", "large")),
-            "large_1280_dinov3",
-        ),
-    ),
-    "coco_instance": (
-        "coco_panoptic_133",
-        "instance",
-        ("large_640", "large_1280", "large_640_dinov3", "large_1280_dinov3"),
-    ),
-    "ade20k_panoptic": ("ade20k_150", "panoptic", ("large_640", "giant_640", "large_1280", "giant_1280")),
-    "ade20k": ("ade20k_150", "semantic", ("large_512", "large_512_dinov3")),
-    "cityscapes": ("cityscapes_19", "semantic", ("large_1024",)),
-}
-
-
-def _eomt(model: str, table: str) -> MaskFormerHfConfig:
-    dataset, task, _ = _EOMT_ZOO[table]
-    size, side, *is_dinov3 = model.split("_")
-    width, heads, blocks, joined = _VITS[size]
-    backbone: dict[str, Any] = {
-        "model_type": DINOV3 if is_dinov3 else DINOV2,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_hidden_layers": blocks - joined,
-        "num_register_tokens": 4,
-        "image_size": int(side),
-        "patch_size": 16,
-        "layer_norm_eps": 1e-6,
-    }
-    if is_dinov3:
-        backbone["intermediate_size"] = 4 * width
-    else:
-        backbone["use_swiglu_ffn"] = size == "giant"
-    fields: dict[str, Any] = {
-        **EOMT,
-        "task": task,
-        "hidden_size": width,
-        "mask_feature_size": width,
-        "num_attention_heads": heads,
-        "decoder_layers": joined,
-        "num_queries": 100 if task == "semantic" else 200,
-    }
-    classes = [(name, is_thing) for name, is_thing, _ in class_names(dataset) if task != "instance" or is_thing]
-    if task != "instance":
-        fields["label_ids_to_fuse"] = [label for label, (_, is_thing) in enumerate(classes) if is_thing is False]
-    return MaskFormerHfConfig(backbone_config=backbone, **_numbered([name for name, _ in classes]), **fields)
-
-
-EOMT_PRESETS: dict[str, Callable[[], MaskFormerHfConfig]] = {
-    f"eomt_{model}_{table}": partial(_eomt, model, table)
-    for table, (_, _, models) in _EOMT_ZOO.items()
-    for model in models
 }
 
 
@@ -426,13 +334,18 @@ def image_processor_for(name: str) -> MaskFormerHfImageProcessor:
         # Also for data sets where MaskFormer does not pad to a divisor.
         options["size_divisor"] = 32
     if name in EOMT_PRESETS:
-        _fit_eomt(options, config)
+        fit_eomt(options, config)
     options |= {"num_labels": config.num_labels, **facts_of(config)}
     return (MaskFormerHfVideoProcessor if name in VIDEO_PRESETS else MaskFormerHfImageProcessor)(**options)
 
 
-def _fit_eomt(options: dict[str, Any], config: Any) -> None:
-    """Images as EoMT sees them: padded to the square that it was trained with; the short side of semantic ones fits."""
-    side = config.backbone_config.image_size
-    options["size"] = {"shortest_edge": side, "longest_edge": 4 * side if config.task == "semantic" else side}
-    options["size_divisor"] = 16 if config.task == "semantic" else side
+__all__ = [
+    "EOMT",
+    "MASK2FORMER",
+    "MPFORMER",
+    "PANOPTIC_SEGFORMER",
+    "PEM",
+    "PRESETS",
+    "class_names",
+    "image_processor_for",
+]

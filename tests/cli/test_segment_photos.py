@@ -133,6 +133,20 @@ def test_a_plan_is_chosen(segment, photo_paths):
     assert "Tiles: 100%" in tiled.stderr
 
 
+@pytest.mark.parametrize("tiles", [(), ("--tile-size", 200)])
+def test_a_limit_of_pixels_is_lifted(run, tiny_checkpoint, photo_paths, monkeypatch, tiles):
+    photo = photo_paths[0]
+    width, height = Image.open(photo).size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)
+    arguments = ("segment", photo, "--json", "--task", "semantic", "--checkpoint", tiny_checkpoint, *tiles)
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert f"{photo} has {width * height:,} pixels" in refused.stderr
+    assert "--max-pixels on the command line" in refused.stderr
+    [record] = json.loads(run(*arguments, "--max-pixels", width * height).stdout)
+    assert (record["width"], record["height"]) == (width, height)
+
+
 MISTAKES = {
     "no such file": (["nothing.jpg"], "no file 'nothing.jpg'"),
     "an empty folder": (["empty"], "'empty' holds no images"),

@@ -216,6 +216,19 @@ def test_labelme_photos_within_and_elsewhere(labelme_root):
     assert torch.equal(labelme(labelme_root, "val")[0]["image"], expected)
 
 
+def test_labels_drawn_on_pixels_as_stored(labelme_root):
+    """Some tools ignore EXIF: the size in the json then tells how the photo was seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_photo(labelme_root / "val/b.png", exif=exif)
+    stored = torch.from_numpy(np.array(Image.open(labelme_root / "val/b.png"))).permute(2, 0, 1)
+    for size, expected in (((HEIGHT, WIDTH), stored), ((WIDTH, HEIGHT), stored.rot90(-1, (1, 2)))):
+        write_labelme(labelme_root / "val/b.json", [shape("bird", OUTLINE)], photo="b.png", size=size)
+        sample = labelme(labelme_root, "val")[0]
+        assert torch.equal(sample["image"].as_subclass(torch.Tensor), expected)
+        assert sample["planes"].shape[-2:] == size
+
+
 def test_labelme_masks(labelme_root):
     inside = np.zeros((6, 8), dtype=np.uint8)
     inside[2:5, 1:7] = 255

@@ -1,9 +1,6 @@
 """Which items share a batch, and when they are taken."""
 
-import pytest
-import torch
-
-from maskformer_hf.inference.batches import evaluation_mode, same_size_batches
+from maskformer_hf.inference.batches import same_size_batches
 
 
 def test_batches_are_of_one_size_and_complete_ones_come_first():
@@ -24,17 +21,3 @@ def test_items_are_taken_as_they_are_needed():
     batches = same_size_batches(words(), len, 2)
     assert next(batches) == ["a", "b"]
     assert taken == ["a", "b"]
-
-
-def test_every_module_gets_its_mode_back_even_after_an_error():
-    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout())
-    model[0].eval()
-
-    def fail():
-        with evaluation_mode(model):
-            assert not any(module.training for module in model.modules())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert [module.training for module in model.modules()] == [True, False, True]

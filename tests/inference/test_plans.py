@@ -5,7 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from maskformer_hf import Prediction, predict
 from maskformer_hf.inference.batches import forward_batch
@@ -85,7 +85,7 @@ class Mirrors:
         self.scores = 0
 
     def views(self):
-        for image in (self.request.image, ImageOps.mirror(self.request.image)):
+        for image in (self.request.image, self.request.image.flip(-1)):
             yield View(self.request.processor.preprocess([image], return_tensors="pt"))
 
     def add(self, number, outputs):

@@ -206,12 +206,10 @@ def test_images_that_cannot_be_read_are_named(tiny_model, tiny_processor, photo_
     (tmp_path / "text.jpg").write_text("no image")
     data = photo_paths[0].read_bytes()
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
-    Image.fromarray(np.full((40, 40), 40000, np.uint16)).save(tmp_path / "deep.png")
     for name, message in (
         ("none.jpg", "no file"),
         ("text.jpg", "no image"),
         ("half.jpg", "cannot be read"),
-        ("deep.png", "more than 8 bits"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             predict(tiny_model, tiny_processor, tmp_path / name)

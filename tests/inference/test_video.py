@@ -155,7 +155,7 @@ def test_only_a_window_is_in_memory():
         (iter(()), {}, "A video has no frames"),
         ([clip(1)[0], clip(1)[0][:20]], {}, r"Frame 1 has the size \(20, 64\) \(height, width\), and the first \(40"),
         (clip(2), {"window": 4}, "`overlap` is 4: it must be at least 1 and less than `window`, 4"),
-        (["/no/such/frame.png"], {}, "There is no file '/no/such/frame.png'"),
+        (["/no/such/frame.png"], {}, "There is no file /no/such/frame.png"),
         (clip(2), {"treshold": 0.5}, "no option 'treshold': there are threshold, mask_threshold, link_threshold"),
     ],
 )

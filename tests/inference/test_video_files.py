@@ -1,5 +1,6 @@
 """Video files, and frames with tracks drawn on them."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -31,6 +32,40 @@ def test_a_file_is_read_as_written(tmp_path, suffix):
         for number, frame in enumerate(frames):
             # What was added to an odd side has the colour of the edge.
             assert abs(frame.astype(int) - 20 * number).max() <= 4
+
+
+def stand(path, a, b, c, d):
+    """Writes another display matrix into the header of the video track of an mp4."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    assert struct.unpack_from(">9i", data, place) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    struct.pack_into(">5i", data, place, a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((1, 0, 0, 1), None),
+        ((0, 1, -1, 0), Image.Transpose.ROTATE_270),  # a telephone held upright
+        ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
+        ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
+        ((-1, 0, 0, 1), Image.Transpose.FLIP_LEFT_RIGHT),  # the front camera
+        ((1, 0, 0, -1), Image.Transpose.FLIP_TOP_BOTTOM),
+        ((0, 1, 1, 0), Image.Transpose.TRANSPOSE),
+        ((0, -1, -1, 0), Image.Transpose.TRANSVERSE),
+    ],
+)
+def test_a_turned_or_mirrored_video_stands_upright(tmp_path, matrix, turn):
+    corners = Image.new("RGB", (64, 32))
+    for place, color in zip([(0, 0), (32, 0), (0, 16), (32, 16)], ["white", "red", "green", "blue"], strict=True):
+        corners.paste(Image.new("RGB", (32, 16), color), place)
+    write_video(tmp_path / "clip.mp4", [corners] * 3, Fraction(10))
+    stand(tmp_path / "clip.mp4", *matrix)
+    expected = np.asarray(corners if turn is None else corners.transpose(turn)).astype(int)
+    frames = [np.asarray(frame).astype(int) for frame in VideoFile(tmp_path / "clip.mp4")]
+    assert [frame.shape for frame in frames] == [expected.shape] * 3
+    assert all(abs(frame - expected).mean() < 12 for frame in frames)
 
 
 def test_a_file_that_cannot_be_finished_is_removed(tmp_path):

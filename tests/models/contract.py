@@ -346,10 +346,13 @@ class _Logits(nn.Module):
 class ModelContract(AnyModelContract):
     """Models of queries, which are matched with targets."""
 
+    # So many that their masks are larger than any map of the model.
+    many_queries = 100
+
     def test_a_step_makes_the_masks_of_one_layer_at_a_time(self, monkeypatch):
         monkeypatch.setattr(matcher, "VALUES_AT_ONCE", AtOnce(2**14, 2**14))
         monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(2**14, 2**14))
-        model = self.model(num_queries=100, decoder_layers=3).train()
+        model = self.model(num_queries=self.many_queries, decoder_layers=3).train()
         with LargestTensor() as largest:
             outputs = model(self.images(128, 192), **self.targets(128, 192))
             outputs.loss.backward()

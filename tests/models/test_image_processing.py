@@ -152,7 +152,7 @@ class TestImages:
         assert processor(make_photo(10, 12, 1)[..., 0]).pixel_values.shape == (1, 1, 10, 12)
 
     def test_conversion_to_rgb(self, photo):
-        processor = MaskFormerImageProcessor(do_convert_rgb=True)
+        processor = MaskFormerImageProcessor()
         grey = Image.fromarray(photo[..., 0])
         expected = processor(grey.convert("RGB")).pixel_values
         for image in (grey, photo[..., 0], torch.from_numpy(photo[..., 0].copy())):
@@ -165,10 +165,7 @@ class TestImages:
         ("image", "message"),
         [
             (np.zeros((0, 10, 3), np.uint8), r"Image 1 has 0 pixels: its shape is \(0, 10, 3\)"),
-            (np.zeros((10, 12), np.uint8), r"Image 1 has 1 channels .* image_mean has 3; use do_convert_rgb=True"),
-            (Image.new("L", (12, 10)), r"Image 1 has 1 channels"),
-            (np.zeros((10, 12, 4), np.uint8), r"Image 1 has 4 channels"),
-            (np.zeros((10, 12, 7), np.uint8), r"Image 1 has shape \(10, 12, 7\).*3 by image_mean"),
+            (np.zeros((10, 12, 7), np.uint8), r"Image 1 has shape \(10, 12, 7\).*the model's 3 channels"),
             (np.full((3, 10, 12), np.nan), r"Image 1 holds nan; replace"),
             (torch.full((3, 10, 12), float("inf")), r"Image 1 holds inf; replace"),
             (np.zeros(7), r"Image 1 has shape \(7,\)"),
@@ -178,6 +175,11 @@ class TestImages:
     def test_images_that_cannot_be(self, photo, image, message):
         with pytest.raises(ValueError, match=message):
             MaskFormerImageProcessor()([photo, image])
+
+    @pytest.mark.parametrize("image", [np.zeros((10, 12), np.uint8), Image.new("L", (12, 10))])
+    def test_conversion_to_rgb_may_be_forbidden(self, image):
+        with pytest.raises(ValueError, match=r"Image 0 has 1 channels .* takes 3.*or do_convert_rgb=True"):
+            MaskFormerImageProcessor(do_convert_rgb=False)(image)
 
     def test_no_images(self):
         with pytest.raises(ValueError, match="There are no images"):

@@ -7,7 +7,7 @@ import torch
 
 from builders import convnext, random_model, tiny_config
 from maskformer_hf import MaskFormerConfig
-from maskformer_hf.models import pixel_decoder_pem
+from maskformer_hf.models import deformable_convolution
 from maskformer_hf.models.interfaces import Ask
 from maskformer_hf.models.pixel_decoder_pem import DeformableConvolution
 from tests.models.contract import NUM_LAYERS, Mask2FormerContract, ModelContract
@@ -83,7 +83,7 @@ def test_without_torchvision_a_deformable_convolution_is_the_same(monkeypatch):
         convolution.places.bias.normal_(std=4)
     maps = [torch.randn(2, 8, 5, 7, generator=torch.manual_seed(3)).requires_grad_() for _ in range(2)]
     expected = convolution(maps[0])
-    monkeypatch.setattr(pixel_decoder_pem, "deform_conv2d", None)
+    monkeypatch.setattr(deformable_convolution, "deform_conv2d", None)
     actual = convolution(maps[1])
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     for result in (expected, actual):

@@ -63,7 +63,7 @@ def test_a_part_refuses_what_it_does_not_fit():
 
 def test_loss_terms_are_checked_by_name():
     with pytest.raises(
-        ValueError, match=r"`loss_term` must be one of \['focal', 'cross_entropy', 'dice'\], got 'edge'"
+        ValueError, match=r"`loss_term` must be one of \['focal', 'cross_entropy', 'dice', 'boundary'\], got 'edge'"
     ):
         MaskFormerConfig(loss_terms={"edge": 1.0})
     with pytest.raises(ValueError, match=r"`loss_terms` names 'dice', which has a weight of its own"):

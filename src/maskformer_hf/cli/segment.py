@@ -87,6 +87,15 @@ class SegmentOptions:
             help="How the model sees a photo: whole or tiles. If not given, tiles if there is a tile size.",
         ),
     ] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pixels",
+            min=1,
+            help="Open photos of up to this many pixels. 178,956,970 if not given, since a small file can stand for "
+            "more than fits into memory.",
+        ),
+    ] = None
     inference_layers: Annotated[
         int | None,
         typer.Option(

@@ -76,11 +76,11 @@ def _segment_photo(
     model: Any, processor: Any, photo: Path, picture: Path | None, options: "SegmentOptions"
 ) -> dict[str, Any]:
     """Segments one photo and draws it into `picture`. Returns its record."""
-    from ..inference.images import read_image
+    from ..inference.images import read_image, reading_of
     from ..inference.predict import predict
     from ..visualize import draw_segmentation
 
-    image = read_image(photo)
+    image = read_image(photo, str(photo), reading_of(processor, options.max_pixels))
     [prediction] = predict(
         model,
         processor,

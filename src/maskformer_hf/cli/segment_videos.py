@@ -39,7 +39,8 @@ def segment_videos(options: "SegmentOptions") -> None:
 
     loaded: Any = load(options.checkpoint, options.device, options.dtype, **options.layers)
     model, processor = loaded
-    given: dict[str, Any] = {} if options.threshold is None else {"threshold": options.threshold}
+    given = {name: getattr(options, name) for name in ("threshold", "max_pixels")}
+    given = {name: value for name, value in given.items() if value is not None}
     records = []
     for path, target in zip(options.paths, targets, strict=True):
         prediction = predict_video(model, processor, path, progress=True, **given)

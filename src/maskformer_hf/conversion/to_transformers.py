@@ -44,6 +44,8 @@ _PARTS = {
     "class_head": "linear",
     "mask_head": "product",
     "query_source": None,
+    "query_relations": None,
+    "boundary_blocks": 0,
     "inference_layers": None,
     "inference_encoder_layers": None,
     "backbone_pyramid": None,
@@ -250,8 +252,8 @@ def _state_dict(model: Ours, theirs: Theirs) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def _largest_difference(model: Ours, theirs: Any) -> float:
     # The size is no multiple of any stride. Their EoMT knows one size.
-    side = getattr(model.config.backbone_config, "image_size", None)
-    size = (side, side) if _target(model.config).name == "EoMT" else (90, 134)
+    side: Any = getattr(model.config.backbone_config, "image_size", None)
+    size: Any = (side, side) if _target(model.config).name == "EoMT" else (90, 134)
     noise = torch.randn(1, model.config.num_channels, *size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(model.device, model.dtype)
     ours, others = model(noise), theirs.to(model.device)(noise)

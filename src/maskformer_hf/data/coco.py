@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision import tv_tensors
 
+from ..models.image_opening import open_image
 from .arrow_cache import arrow_records
 from .coco_json import parse_instances, parse_panoptic
 from .file_finder import existing_file, located
-from .files import names_file, read_image
+from .files import read_image
 from .reader import RecordReader
 from .run_lengths import planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -154,8 +154,8 @@ def sample_of_numbers(
 
 def _segment_ids(path: str) -> np.ndarray:
     """(H, W) ids of a panoptic PNG."""
-    with names_file(path), Image.open(path) as png:
-        pixels = np.array(png.convert("RGB") if png.mode in ("P", "RGBA") else png)
+    png = open_image(path, upright=False)
+    pixels = np.array(png.convert("RGB") if png.mode in ("P", "RGBA") else png)
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         pixels = pixels.astype(np.int32)
         return pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]

@@ -3,6 +3,7 @@
 Shapes: N segments, H W pixels.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from ..models.image_opening import open_image
 from .dataset_columns import CATEGORY_KEYS, CROWD_KEYS, SEGMENTATION_KEYS, Columns
 from .fields import Fields
+from .files import decode_image
 from .id_maps import NOTHING, UNKNOWN, Meaning, UnknownIdError, sample_from_ids
 from .polygons import sample_from_run_lengths
 from .problems import ProblemCounter
@@ -58,14 +61,13 @@ class Rows:
         """The sample of a row; `name` is what messages call the row."""
         if path := _path(row[self.columns.image]):
             name = f"{name} ({path})"
-        image_HWC = np.array(_opened(row[self.columns.image]).convert("RGB"))
-        image = tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
+        image = decode_image(_opened(row[self.columns.image], name), upright=True, name=name)
         label = row[self.columns.label]
         if self.columns.kind == "objects":
             return self._from_objects(image, _list_of_dicts(label), name)
         if self.columns.kind == "masks":
             return self._from_masks(image, label, row[self.columns.classes], name)
-        return self._from_ids(image, _array(label), row.get(self.columns.classes), name)
+        return self._from_ids(image, _array(label, name), row.get(self.columns.classes), name)
 
     def _label(self, category: int | str | None, name: str) -> int:
         if category in self.void_ids:
@@ -162,7 +164,7 @@ class Rows:
         return sample_from_run_lengths(image, counts, labels, is_crowd, name)
 
     def _from_masks(self, image: tv_tensors.Image, masks: Any, classes: Any, name: str) -> Sample:
-        arrays = [_array(mask) for mask in masks]
+        arrays = [_array(mask, name) for mask in masks]
         if len(arrays) != len(classes):
             raise ValueError(f"{name} has {len(arrays)} masks, but {len(classes)} classes in {self.columns.classes!r}")
         masks_NHW = torch.zeros(len(arrays), *image.shape[-2:], dtype=torch.bool)
@@ -187,13 +189,17 @@ class Rows:
         }
 
 
-def _opened(value: Any) -> "Image.Image":
+def _opened(value: Any, name: str) -> "Image.Image":
+    """An image as a column of the `datasets` library holds it, decoded or not, upright."""
     import datasets
-    from PIL import Image
 
-    if isinstance(value, Image.Image):
-        return value
-    return datasets.Image().decode_example(value)
+    if isinstance(value, dict):
+        path = value.get("path") or ""
+        if value.get("bytes") is not None:
+            value = value["bytes"]
+        else:  # what is not here, such as a file within an archive, the library has to find
+            value = path if os.path.isfile(path) else datasets.Image().decode_example(value)
+    return open_image(value, name)
 
 
 def _path(value: Any) -> str:
@@ -201,10 +207,10 @@ def _path(value: Any) -> str:
     return str(path).replace("\\", "/").rsplit("/", 1)[-1] if path else ""
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any, name: str) -> np.ndarray:
     """(H, W), or (H, W, 3) for a map of colours."""
     if isinstance(value, dict) or hasattr(value, "convert"):
-        value = _opened(value)
+        value = _opened(value, name)
         is_colored = len(value.getbands()) > 1
         return np.array(value.convert("RGB") if is_colored else value)
     return np.asarray(value)

@@ -1,22 +1,14 @@
 """Decoding images and maps of ids, with errors that name the file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-
-@contextmanager
-def names_file(path: str | Path) -> Iterator[None]:
-    """Turns what Pillow raises for a missing, broken or huge file into a ValueError with the file's name."""
-    try:
-        yield
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+from ..models.image_opening import open_image
+from ..models.image_reading import Reading
+from ..models.image_reading import read_image as read_tensor
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
@@ -27,38 +19,39 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
 
     Args:
         size: (height, width) of the annotations; None takes the image as it is stored.
+
+    Raises:
+        ValueError: A file that cannot be read, or of another size.
     """
-    with names_file(path), Image.open(path) as photo:
-        stored = (photo.height, photo.width)
-        if photo.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"{path} has pixels of mode {photo.mode}, whose range nobody states; save it with 8 bits a channel"
-            )
-        turned = photo
-        if size is not None and size != stored:
-            turned = ImageOps.exif_transpose(photo)
-            if (turned.height, turned.width) != size:
-                raise ValueError(
-                    f"{path} is {stored} (height, width), its annotations are for {size}; annotate the photo as it "
-                    "is, or resize both together"
-                )
-        image_HWC = np.array(turned.convert("RGB"))
-    return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
+    image = decode_image(path, size, upright=False)
+    found = (image.shape[-2], image.shape[-1])
+    if size is not None and found != tuple(size):
+        raise ValueError(
+            f"{path} is {found} (height, width), its annotations are for {tuple(size)}; annotate the photo as it is, "
+            "or resize both together"
+        )
+    return image
 
 
-def orientation_of(path: str | Path) -> tuple[int, tuple[int, int]]:
-    """How EXIF says that a photo is to be turned, 1 if it does not, and (height, width) of the pixels as stored."""
-    try:
-        with Image.open(path) as photo:
-            return int(photo.getexif().get(0x0112, 1)), (photo.height, photo.width)
-    except Exception:  # whatever is odd about EXIF is no reason to stop
-        return 1, (0, 0)
+def decode_image(
+    source: Any, size: tuple[int, int] | None = None, *, upright: bool, name: str = ""
+) -> tv_tensors.Image:
+    """An image of any mode as (3, H, W) uint8 RGB: `upright` by EXIF, as drawing tools show it, or as it is stored.
+
+    Args:
+        source: what `open_image` opens. Messages call what has no path `name`.
+        size: (height, width) of the annotations. If it fits only the other way, that one is taken.
+
+    Raises:
+        ValueError: A file that cannot be read, or one of more than 8 bits a channel whose range is not clear.
+    """
+    pixels = read_tensor(source, name, Reading(may_guess=False), upright=upright, size=size)
+    return tv_tensors.Image(pixels.contiguous())
 
 
 def read_id_map(path: str | Path) -> np.ndarray:
     """Decodes a PNG with one channel of ids, to (H, W): 8 bits (mode L, or P with the palette's indices), 16 or 32."""
-    with names_file(path), Image.open(path) as png:
-        ids_HW = np.array(png)
+    ids_HW = np.array(open_image(path, upright=False))
     if ids_HW.ndim != 2:
         raise ValueError(f"{path} has shape {ids_HW.shape}; a map of ids has one channel (mode L, P or I;16)")
     return ids_HW

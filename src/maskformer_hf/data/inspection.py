@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from ..models.image_opening import orientation_of
 from ..models.resize import resize_nearest
-from .files import orientation_of
 from .meaning import Notes, turned_photo, useless_labels
 from .problems import ProblemCounter
 from .report import ClassReport, DataReport, Pick, Segment, Size

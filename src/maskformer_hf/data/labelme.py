@@ -2,21 +2,21 @@
 
 import base64
 import difflib
-import io
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torchvision import tv_tensors
 
 from ..models.image_files import IMAGE_SUFFIXES, files_in
+from ..models.image_opening import open_image
 from .fields import Fields, shown
 from .file_finder import Below, Folders, find, first_file, folders_in
+from .files import decode_image
 from .outlines import polygons_of
-from .polygons import Polygons, draw, read_upright_image, record
+from .polygons import Polygons, draw, record
 from .problems import ProblemCounter
 from .run_lengths import FARTHEST
 from .sample import VOID
@@ -42,15 +42,15 @@ def is_labelme(root: Path, split: str) -> bool:
 class Labelme(Polygons):
     """Outlines of labelme, whose json may hold the image too."""
 
-    def read_image(self, record: dict[str, Any]) -> tv_tensors.Image:
+    def read_image(self, record: dict[str, Any], size: tuple[int, int] | None) -> tv_tensors.Image:
         if record["image"] != record["file"]:
-            return super().read_image(record)
+            return super().read_image(record, size)
         name = f"imageData of {record['file']}"
         try:
             content = base64.b64decode(read_json(record["file"])["imageData"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
-        return read_upright_image(content, name=name)
+        return decode_image(content, size, upright=True, name=name)
 
 
 def labelme(root: str | Path, split: str) -> Labelme:
@@ -178,10 +178,10 @@ def _run_lengths(points: np.ndarray, shape: dict[str, Any], size: tuple[int, int
     if size is None or not len(points):
         raise ValueError(f"{where} is a mask, but the json lacks imageHeight, imageWidth or its first point")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as png:
-            inside = np.array(png.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise ValueError(f"{where} is a mask, but holds no PNG of it: {error!r}") from error
+        png = open_image(base64.b64decode(shape["mask"]), "its mask", upright=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is a mask, but holds no PNG of it: {error}") from error
+    inside = np.array(png.convert("L")) > 0
     left, top = (round(value) for value in points[0])
     whole = np.zeros(size, dtype=np.uint8, order="F")
     whole[max(top, 0) : top + inside.shape[0], max(left, 0) : left + inside.shape[1]] = inside[

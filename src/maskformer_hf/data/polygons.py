@@ -3,17 +3,14 @@
 Shapes: N segments, H W pixels.
 """
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
-from .files import read_image
+from .files import decode_image
 from .reader import RecordReader
 from .run_lengths import decode_run_lengths, planes_from_run_lengths
 from .sample import VOID, Problem, Sample
@@ -59,16 +56,13 @@ class Polygons(RecordReader):
         super().__init__(table, names, task="instance", problems=problems)
 
     def sample(self, record: dict[str, Any]) -> Sample:
-        photo = self.read_image(record)
+        size = (record["size"][0], record["size"][1]) if record["size"] else None
+        photo = self.read_image(record, size)
         height, width = photo.shape[-2:]
-        if record["size"] == [width, height] and height != width and record["image"] != record["file"]:
-            # Some tools do not turn photos as EXIF says.
-            photo = read_image(record["image"], (width, height))
-            height, width = width, height
-        if record["size"] and record["size"] != [height, width]:
+        if size not in (None, (height, width)):
             raise ValueError(
                 f"{record['image']} is {(height, width)} (height, width), but {record['file']} outlines a photo of "
-                f"{tuple(record['size'])}; resize both together"
+                f"{size}; resize both together"
             )
         scale = np.array([width, height]) if self.shares else np.ones(2)
         counts = [
@@ -77,8 +71,9 @@ class Polygons(RecordReader):
         ]
         return sample_from_run_lengths(photo, counts, record["labels"], [False] * len(counts), record["image"])
 
-    def read_image(self, record: dict[str, Any]) -> tv_tensors.Image:
-        return read_upright_image(record["image"])
+    def read_image(self, record: dict[str, Any], size: tuple[int, int] | None) -> tv_tensors.Image:
+        """Upright, as drawing tools show it, unless only the stored pixels have the size that was annotated."""
+        return decode_image(record["image"], size, upright=True)
 
 
 def record(image: str, file: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -122,17 +117,3 @@ def sample_from_run_lengths(
         "is_crowd": torch.tensor([is_crowd[index] for index in kept], dtype=torch.bool),
         "name": name,
     }
-
-
-def read_upright_image(source: str | Path | bytes, name: str = "") -> tv_tensors.Image:
-    """Decodes an image to (3, H, W) uint8 RGB, turned as EXIF tells, as drawing tools show it.
-
-    Args:
-        source: path, or the bytes of a file, whose name in messages is then `name`.
-    """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as photo:
-            image_HWC = np.array(ImageOps.exif_transpose(photo).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{name or source} cannot be read: {error}") from error
-    return tv_tensors.Image(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())

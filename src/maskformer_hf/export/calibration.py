@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from ..inference.images import read_image
+from ..inference.images import preprocess, read_image, reading_of
 from ..models.image_files import IMAGE_SUFFIXES, files_in
 
 NUM_PHOTOS = 64
@@ -31,9 +31,8 @@ def find_photos(folder: Path) -> list[Path]:
 class CalibrationPhotos:
     """Gives onnxruntime's quantiser one photo after the other, through the image processor."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any, num_channels: int, static_size: tuple[int, int] | None):
+    def __init__(self, paths: Sequence[Path], processor: Any, static_size: tuple[int, int] | None):
         self.processor = processor
-        self.num_channels = num_channels
         self.static_size = static_size
         self.inputs = map(self._read, paths)
 
@@ -41,8 +40,8 @@ class CalibrationPhotos:
         return next(self.inputs, None)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        image = read_image(path, self.num_channels)
-        pixel_values = self.processor.preprocess([image], return_tensors="pt")["pixel_values"]
+        image = read_image(path, str(path), reading_of(self.processor))
+        pixel_values = preprocess(self.processor, image)["pixel_values"]
         if self.static_size:
             pixel_values = F.interpolate(pixel_values, size=self.static_size, mode="bilinear", align_corners=False)
         return {"pixel_values": pixel_values.numpy()}

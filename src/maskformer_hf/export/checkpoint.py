@@ -95,7 +95,7 @@ def export_checkpoint(
         _save_onnx(proto, path, metadata)
         return ExportResult(path, metadata, difference)
     metadata["quantisation"] = "static int8" if photos else "dynamic int8"
-    reader = CalibrationPhotos(photos, processor, model.config.num_channels, static_size) if photos else None
+    reader = CalibrationPhotos(photos, processor, static_size) if photos else None
     proto = quantise(proto, reader)
     _save_onnx(proto, path, metadata)
     return ExportResult(path, metadata, None, count_int8(proto))

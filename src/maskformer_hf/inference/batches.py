@@ -5,7 +5,6 @@ the same answer alone or in company.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -63,35 +62,3 @@ def slice_outputs(outputs: Any, index: int) -> Any:
     if outputs.get("masks") is not None:
         parts["masks"] = [outputs["masks"][index]]
     return type(outputs)(**parts)
-
-
-@contextmanager
-def config_fields(model: Model, **fields: Any) -> Iterator[None]:
-    """Runs what follows with these fields of the model's configuration, those that are not None.
-
-    Raises:
-        ValueError: A value that the configuration refuses.
-    """
-    given = {name: value for name, value in fields.items() if value is not None}
-    before = {name: getattr(model.config, name) for name in given}
-    try:
-        for name, value in given.items():
-            setattr(model.config, name, value)
-        model.config.validate_parts()
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(model.config, name, value)
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Runs what follows in evaluation mode, and leaves each module of the model in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Not `model.train()`: it would also train what its owner has frozen, such as normalisation layers.
-        for module in training:
-            module.training = True

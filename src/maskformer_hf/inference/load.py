@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from ..models.image_opening import first_line
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.modeling_auto import MODEL_CLASSES, model_class_of, processor_class_of
 from ..models.modeling_maskformer import MaskFormerHfForUniversalSegmentation
@@ -14,8 +15,6 @@ from ..models.modeling_per_pixel import MaskFormerHfPerPixelBaseline
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
 from ..models.saved_facts import copy_facts
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor
-from .folding import fold_batch_norms
-from .images import first_line
 
 Model = MaskFormerHfForUniversalSegmentation | MaskFormerHfPerPixelBaseline
 
@@ -112,6 +111,9 @@ def load(
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"Checkpoint {str(name_or_path)!r}: the weight {name} is not finite (NaN or infinity).")
+    # Here, because it needs timm, which takes time to import.
+    from .folding import fold_batch_norms
+
     fold_batch_norms(model.eval())
     # Convolutions of the CPU and of tensor cores run fastest on channels-last memory.
     return model.to(device=device, memory_format=torch.channels_last), processor

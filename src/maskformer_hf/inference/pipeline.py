@@ -17,8 +17,10 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from ..models.result_options import ResultOptions
 from ..models.results import results_of
 from .batches import forward_batch, padded_size, same_size_batches, slice_outputs
+from .images import image_size, preprocess, read_image, reading_of
 from .predict import check_task
 from .prediction import Prediction
+from .views_of_models import private_view
 
 TASK_NAME = "image-segmentation"
 MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")
@@ -27,7 +29,8 @@ MODEL_TYPES = ("maskformer_hf", "maskformer_hf_per_pixel")
 class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
     """Photos to `[{"score", "label", "mask"}, ...]`, where `mask` is a PIL image of 0 and 255 in the photo's size.
 
-    Takes what the stock pipeline takes, at construction or at a call, and `label_ids_to_fuse`. What is not given comes
+    Takes what the stock pipeline takes, at construction or at a call, `label_ids_to_fuse`, and photos of every kind
+    that `predict` takes. What is not given comes
     from the model's configuration: `subtask` is its `task`. With `batch_size`, photos that are padded to the same size
     run together, and the answers are those of one photo at a time. Photos are not cut into tiles, even if the
     checkpoint's image processor asks for it; `predict` does that.
@@ -45,6 +48,10 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         # Not an instance of this class, so Python leaves it as it is and calls no further `__init__`.
         return _resolve(cls._stock)(model, *args, **kwargs)
 
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        # The caller's model keeps its mode and stays on its device.
+        super().__init__(private_view(model).eval(), *args, **kwargs)
+
     def check_model_type(self, supported_models: Any) -> None:
         """Our models are supported, though transformers' own table does not name them."""
 
@@ -55,6 +62,14 @@ class MaskFormerImageSegmentationPipeline(ImageSegmentationPipeline):
         if "label_ids_to_fuse" in kwargs:
             postprocess["label_ids_to_fuse"] = kwargs["label_ids_to_fuse"]
         return preprocess, forward, postprocess
+
+    def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> Any:
+        """What `predict` takes as an image, to the inputs of the model."""
+        reading = reading_of(self.image_processor)
+        read = read_image(image, "The image", reading, timeout=timeout)
+        inputs = preprocess(self.image_processor, read).to(self.dtype)
+        inputs["target_size"] = [image_size(read)]
+        return inputs
 
     def get_iterator(
         self,

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.parts import Part, names_of, part_of, register
 from ..models.result_options import ResultOptions
 from ..models.results import results_of
 from .batches import Inputs, forward_batch
-from .images import ReadImage, crop_image, image_size
+from .images import crop_image, image_size, preprocess
 from .load import Model
 from .prediction import Prediction
 from .tiles import TileMerger
@@ -28,7 +30,7 @@ class Request:
     """What is asked of one image.
 
     Attributes:
-        image: As `read_image` gives it.
+        image: (C, H, W) uint8, upright; other values where the processor does not scale by 1 / 255.
         size: Height and width of the result.
         options: How outputs become a result.
         tiling: Size and overlap of tiles in pixels of the image.
@@ -36,7 +38,7 @@ class Request:
 
     model: Model
     processor: MaskFormerHfImageProcessor
-    image: ReadImage
+    image: torch.Tensor
     size: tuple[int, int]
     options: ResultOptions
     tiling: Tiling
@@ -94,7 +96,7 @@ class Whole:
         self.request = request
 
     def views(self) -> Iterator[View]:
-        yield View(self.request.processor.preprocess([self.request.image], return_tensors="pt"))
+        yield View(preprocess(self.request.processor, self.request.image))
 
     def add(self, number: int, outputs: Any) -> None:
         self._result = self.request.prediction(outputs, self.request.size)
@@ -114,7 +116,7 @@ class Tiles:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        size = image_size(request.image, request.model.config.num_channels)
+        size = image_size(request.image)
         self.windows = tile_windows(size, request.tiling.size, request.tiling.overlap)
         self.num_views = len(self.windows)
         self.targets = scale_windows(self.windows, size, request.size)
@@ -123,8 +125,7 @@ class Tiles:
     def views(self) -> Iterator[View]:
         request = self.request
         for window in self.windows:
-            tile = crop_image(request.image, window, request.model.config.num_channels)
-            yield View(request.processor.preprocess([tile], return_tensors="pt"))
+            yield View(preprocess(request.processor, crop_image(request.image, window)))
 
     def add(self, number: int, outputs: Any) -> None:
         self.merger.add(number, self.request.prediction(outputs, self.targets[number].size))

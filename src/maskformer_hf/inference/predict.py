@@ -8,11 +8,12 @@ from tqdm import tqdm
 
 from ..models.image_processing_maskformer import MaskFormerHfImageProcessor
 from ..models.result_options import TASKS, ResultOptions
-from .batches import config_fields, evaluation_mode, padded_size, same_size_batches, slice_outputs
-from .images import ImageInput, ReadImage, image_size, read_image
+from .batches import padded_size, same_size_batches, slice_outputs
+from .images import ImageInput, Reading, image_size, is_image, read_image, reading_of
 from .load import Model
 from .plans import Plan, Request, View, make_plan
 from .prediction import Prediction, Task
+from .views_of_models import in_evaluation_mode
 from .windows import Tiling
 
 
@@ -34,6 +35,7 @@ class PredictOptions(TypedDict, total=False):
     tile_size: Side of a tile in pixels of the photo; 0 never cuts. `processor.tile_size`, if the checkpoint has one.
     tile_overlap: Least number of pixels that neighbouring tiles share, 0 to half of `tile_size`. An object no wider is
         complete in one tile. `processor.tile_overlap`, or else a quarter of `tile_size`.
+    max_pixels: Most pixels of a file that is opened. Pillow's limit, which is 178,956,970.
     inference_layers, inference_encoder_layers: So many layers of the transformer decoder, and of the pixel decoder's
         encoder, run. Fewer are faster, and less exact.
     """
@@ -51,6 +53,7 @@ class PredictOptions(TypedDict, total=False):
     resize: Literal["logits", "scores"] | None
     tile_size: int | None
     tile_overlap: int | None
+    max_pixels: int | None
     inference_layers: int | None
     inference_encoder_layers: int | None
 
@@ -74,7 +77,8 @@ def predict(
     `tile_size` is cut into overlapping tiles, whose results become one result of the photo.
 
     Args:
-        images: One or many: a path, a PIL image, an array or a tensor ((H, W, C) or (C, H, W), 0 to 255).
+        images: One or many: a path, a URL, bytes, an open file, a PIL image, an array or a tensor (of any dtype and
+            order of channels). docs/images.md says what becomes of each.
         task: None is what the checkpoint was trained for, `config.task`.
         batch_size: Images, or tiles, that run together.
         target_sizes: "original", which is the size of the photo, or a (height, width) for each image.
@@ -86,7 +90,7 @@ def predict(
     Raises:
         ValueError: An image that cannot be read, fewer `target_sizes` than images, an unknown task, plan or option.
     """
-    single = isinstance(images, ImageInput)
+    single = is_image(images)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     names = PredictOptions.__annotations__
@@ -95,28 +99,26 @@ def predict(
             raise ValueError(f"`predict` has no option {name!r}: there are {', '.join(names)}.")
     given: dict[str, Any] = {**options}
     tiling = Tiling.of(processor, given.pop("tile_size", None), given.pop("tile_overlap", None))
+    reading = reading_of(processor, given.pop("max_pixels", None))
     layers = {name: given.pop(name, None) for name in ("inference_layers", "inference_encoder_layers")}
     result_options = ResultOptions.of(model.config, check_task(task, model), **given)
     sources: Any = [images] if single else images
+    bar = tqdm(sources, desc="Segmenting", unit="image", disable=not progress or single)
+    model = in_evaluation_mode(model, **layers)
     requests = (
         Request(model, processor, image, size, result_options, tiling)
-        for image, size in _read_images(
-            tqdm(sources, desc="Segmenting", unit="image", disable=not progress or single),
-            target_sizes,
-            model.config.num_channels,
-        )
+        for image, size in _read_images(bar, target_sizes, reading)
     )
-    with evaluation_mode(model), config_fields(model, **layers):
-        return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
+    return _run(model, (make_plan(plan, request) for request in requests), batch_size, progress, leave=single)
 
 
 def _read_images(
-    sources: Iterable[ImageInput], target_sizes: Literal["original"] | Sequence[tuple[int, int]], num_channels: int
-) -> Iterator[tuple[ReadImage, tuple[int, int]]]:
+    sources: Iterable[ImageInput], target_sizes: Literal["original"] | Sequence[tuple[int, int]], reading: Reading
+) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
     """Images, and the height and width of their results."""
     for index, source in enumerate(sources):
-        image = read_image(source, num_channels)
-        size = image_size(image, num_channels)
+        image = read_image(source, f"Image {index}", reading)
+        size = image_size(image)
         if target_sizes != "original":
             if index >= len(target_sizes):
                 raise ValueError(f"There are more images than the {len(target_sizes)} given in `target_sizes`.")

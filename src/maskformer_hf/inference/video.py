@@ -20,14 +20,15 @@ from tqdm import tqdm
 
 from ..models.coco_rle import encode_seen
 from ..models.image_geometry import image_geometries
+from ..models.image_values import as_8_bits
 from ..models.instances import best_tracks, tube_masks
 from ..models.modeling_video import MaskFormerHfForVideoSegmentation
 from ..models.video_processing_maskformer import MaskFormerHfVideoProcessor, frames_of
-from .batches import evaluation_mode
-from .images import ImageInput, image_size, read_image
+from .images import ImageInput, image_size, preprocess, read_image, reading_of
 from .tracks import RunLengths, Track, WindowObject, link_objects
 from .video_files import VideoFile
 from .video_prediction import VideoPrediction
+from .views_of_models import in_evaluation_mode
 
 VideoInput = str | Path | np.ndarray | torch.Tensor | Iterable[ImageInput]
 
@@ -40,12 +41,14 @@ class VideoOptions(TypedDict, total=False):
     link_threshold: Objects of two windows are one if their masks, in all shared frames together, have at least this
         intersection over union; 0.5.
     max_objects: Most objects of a window; 10.
+    max_pixels: Most pixels of a frame that is opened. Pillow's limit, which is 178,956,970.
     """
 
     threshold: float
     mask_threshold: float
     link_threshold: float
     max_objects: int
+    max_pixels: int | None
 
 
 @dataclass(frozen=True)
@@ -112,20 +115,25 @@ def predict_video(
     for name in options:
         if name not in names:
             raise ValueError(f"`predict_video` has no option {name!r}: there are {', '.join(names)}.")
-    frames, total = _open_frames(video)
+    given: dict[str, Any] = {**options}
+    max_pixels = given.pop("max_pixels", None)
+    frames, total = _open_frames(video, reading_of(processor).is_8_bit)
     bar = tqdm(frames, "Segmenting", total, unit="frame", disable=not progress)
-    with evaluation_mode(model):
-        windows = _windows(_read_frames(model, processor, bar), window, overlap)
-        return _follow(model, windows, overlap, _Options(**options))
+    model = in_evaluation_mode(model)
+    windows = _windows(_read_frames(processor, bar, max_pixels), window, overlap)
+    return _follow(model, windows, overlap, _Options(**given))
 
 
-def _open_frames(video: VideoInput) -> tuple[Any, int | None]:
+def _open_frames(video: VideoInput, is_8_bit: bool) -> tuple[Any, int | None]:
     """What gives the frames, and how many there are where that is known."""
     frames: Any = video
     if isinstance(video, str | Path) and Path(video).is_file():
         frames = VideoFile(video)
     elif isinstance(video, str | Path | np.ndarray | torch.Tensor | list | tuple):
         frames = frames_of(video)
+    if is_8_bit and isinstance(frames, np.ndarray | torch.Tensor):
+        # What the numbers mean is decided for all frames together.
+        frames = as_8_bits(frames, "The video")
     return frames, len(frames) if hasattr(frames, "__len__") else getattr(frames, "stated_frames", 0) or None
 
 
@@ -164,18 +172,19 @@ def _follow(
 
 
 def _read_frames(
-    model: MaskFormerHfForVideoSegmentation, processor: MaskFormerHfVideoProcessor, frames: Iterable[ImageInput]
+    processor: MaskFormerHfVideoProcessor, frames: Iterable[ImageInput], max_pixels: int | None
 ) -> Iterator[_Frame]:
+    reading = reading_of(processor, max_pixels)
     first_size = None
     for index, source in enumerate(frames):
-        image = read_image(source, model.config.num_channels)
-        size = image_size(image, model.config.num_channels)
+        image = read_image(source, f"Frame {index}", reading)
+        size = image_size(image)
         first_size = first_size or size
         if size != first_size:
             raise ValueError(
                 f"Frame {index} has the size {size} (height, width), and the first {first_size}: a video has one."
             )
-        yield _Frame(dict(processor.preprocess([image], return_tensors="pt")), size)
+        yield _Frame(dict(preprocess(processor, image)), size)
 
 
 def _windows(frames: Iterator[_Frame], window: int, overlap: int) -> Iterator[_Window]:

@@ -3,6 +3,7 @@
 A folder of frames needs Pillow alone; files such as mp4 are decoded and encoded by PyAV, which brings its own ffmpeg.
 """
 
+import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -39,10 +40,7 @@ class VideoFile:
         with self._open() as container:
             try:
                 for frame in container.decode(video=0):
-                    # What a telephone held upright writes lies on its side, with a note of how to turn it.
-                    turn = round(frame.rotation / 90) % 4
-                    image = frame.to_image()
-                    yield image.rotate(90 * turn, expand=True) if turn else image
+                    yield upright_frame(frame)
             except _av().FFmpegError as error:
                 raise ValueError(f"the video {str(self.path)!r} is damaged: {error}") from error
 
@@ -58,6 +56,30 @@ class VideoFile:
             container.close()
             raise ValueError(f"{str(self.path)!r} has no video, only sound or text")
         return container
+
+
+def upright_frame(frame: Any) -> "Image.Image":
+    """A decoded frame as it is to be seen: telephones write what they hold, with a matrix of how to turn and mirror it.
+
+    The matrix (ffmpeg's display matrix, of 3 x 3 int32) sends column x and row y to (a x + c y, b x + d y). It is taken
+    for the nearest of the eight ways in which a frame can stand; PyAV's `rotation` tells turns alone.
+    """
+    from PIL import Image
+
+    image = frame.to_image()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    is_turned = abs(b) + abs(c) > abs(a) + abs(d)
+    if is_turned:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    to_right, to_bottom = (c, b) if is_turned else (a, d)
+    if to_right < 0:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if to_bottom < 0:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image
 
 
 def write_video(path: str | Path, frames: "Iterable[Image.Image]", frames_per_second: Fraction) -> None:

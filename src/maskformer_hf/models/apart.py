@@ -52,7 +52,9 @@ def self_attention(
     own_values = values_BRC[:, extra:].contiguous()
     seen = attended.mask[..., :extra, :]
     update, weights = attention(positioned, positioned_BRC, values_BRC, need_weights, seen)
-    own_update, own_weights = attention(own_positioned, own_positioned, own_values, need_weights)
+    # They all see each other, but a bias may say how.
+    bias = attended.mask[..., extra:, extra:].contiguous() if attended.mask.is_floating_point() else None
+    own_update, own_weights = attention(own_positioned, own_positioned, own_values, need_weights, bias)
     if own_weights is not None:
         own_weights = F.pad(own_weights, (extra, 0))
     return join_attention([(update, weights), (own_update, own_weights)])

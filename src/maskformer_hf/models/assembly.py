@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .assigner_stuff import StuffAssigner, stuff_labels
+from .boundary_blocks import add_boundary_blocks
 from .criterion import Criterion
 from .interfaces import Facts
 from .loss_terms import TargetMap
@@ -18,6 +19,7 @@ SLOT_FIELDS = {
     "pixel_decoder": "pixel_decoder",
     "transformer_decoder": "transformer_decoder",
     "cross_attention": "cross_attention",
+    "query_relations": "query_relations",
     "class_head": "class_head",
     "mask_head": "mask_head",
     "query_source": "query_source",
@@ -59,7 +61,10 @@ def layer_names(config: Any) -> list[str]:
 
 
 def make_pixel_decoder(config: Any, facts: Facts) -> nn.Module:
-    return part_of("pixel_decoder", config.pixel_decoder).build(config, facts)
+    pixel_decoder = part_of("pixel_decoder", config.pixel_decoder).build(config, facts)
+    if config.boundary_blocks:
+        add_boundary_blocks(pixel_decoder, config.boundary_blocks)
+    return pixel_decoder
 
 
 def make_transformer_decoder(config: Any, facts: Facts, memory: Facts) -> nn.Module:
@@ -70,7 +75,7 @@ def make_transformer_decoder(config: Any, facts: Facts, memory: Facts) -> nn.Mod
 
 def make_head(config: Any, facts: Facts, transformer_decoder: Any) -> PredictionHead:
     """Class head and mask head; each only where the transformer decoder has none."""
-    class_head = None
+    class_head: nn.Module | None = None
     if not getattr(transformer_decoder, "has_class_head", False):
         class_head = part_of("class_head", config.class_head).build(config)
     mask_head = None

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .interfaces import Facts
+
 
 class FreezableBackbone(nn.Module):
     """A backbone with a `body` of transformers or timm, which may be frozen.
@@ -14,6 +16,7 @@ class FreezableBackbone(nn.Module):
     """
 
     body: Any
+    facts: Facts
     is_frozen = False
 
     def freeze(self):

@@ -42,7 +42,7 @@ class TokenEncoder(nn.Module):
             maps = maps + self._positions(*size).to(maps.dtype)
         front = torch.cat((self.cls_token, self.register_tokens), dim=1).to(maps.dtype).expand(maps.shape[0], -1, -1)
         states = torch.cat((front, maps.flatten(2).transpose(1, 2)), dim=1)
-        rotation = rotation_of(self.config, *size, states)
+        rotation = rotation_of(self.config, size, states)
         for block in self.blocks:
             states, _ = block(states, rotation)
         states = states.transpose(1, 2)

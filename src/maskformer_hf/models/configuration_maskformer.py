@@ -22,7 +22,7 @@ from .result_options import CLASS_SCORES, MASK_VALUES, TASKS
 from .transformers_layout import MODEL_TYPES, RENAMED_FIELDS, translate_config
 
 # Choices that are no parts.
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "mask_loss": ("dense", "points"),
     "mask_term": ("focal", "cross_entropy"),
     "matching": ("dense", "points"),
@@ -56,8 +56,11 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         pixel_decoder: `"fpn"`; `"transformer_fpn"` with a transformer encoder on the last level ("+6 Enc");
             `"deformable"`, Mask2Former's, with deformable attention among the last `encoder_levels` levels;
             `"hybrid"`, RT-DETR's, with attention on the last level and convolutions; `"pem"`, PEM's, of deformable
-            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; or `"none"`, in front
-            of `transformer_decoder="joint"`.
+            convolutions; `"encoder"`, deformable attention among strides 8 to 64 without a pyramid; `"fapn"`, FaPN's,
+            whose upsampled maps are aligned by deformable convolution; or `"none"`, in front of
+            `transformer_decoder="joint"`.
+        fapn_form: Which of FaPN's decoders: `"maskformer"`, or with feature selection `"detection"` and
+            `"detection_norm"`, whose memory are three levels.
         feature_size: Width C of the pixel decoder; a multiple of 32, except for `"hybrid"` and `"pem"`.
         mask_feature_size: Width of pixel embeddings and mask embeddings.
         encoder_layers: Transformer encoder layers of `pixel_decoder="transformer_fpn"`, `"deformable"` and `"hybrid"`;
@@ -70,6 +73,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         inference_encoder_layers, inference_layers: So many layers of the pixel decoder's encoder, or of the transformer
             decoder, run at inference; all if None. Training always runs all. A decoder with auxiliary losses predicts
             what the auxiliary prediction of that layer is.
+        boundary_blocks: Residual blocks of 3x3 convolutions on the stride-4 map, in front of the pixel decoder's last
+            convolution. They start as the identity.
         transformer_decoder: `"detr"`; `"masked"`, Mask2Former's, whose layers attend to the levels of the memory in
             turn, within the masks of the layer before; `"panoptic_segformer"`, a decoder of the boxes of things and two
             whose attention maps are the masks of things and of stuff, on `pixel_decoder="encoder"`; or `"joint"`,
@@ -77,9 +82,12 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         thing_mask_layers, stuff_mask_layers: Blocks of the two mask decoders of `"panoptic_segformer"`.
         cross_attention: How the layers of `"masked"` attend to the memory: `"softmax"`, or PEM's `"prototype"`, to the
             most similar cell.
+        query_relations: A bias of self-attention in `"masked"` from how queries lie to each other, zero at first: by
+            the `"boxes"` around their masks, or by how their `"masks"` overlap and touch; None for none.
         class_head: What classifies queries: `"linear"`.
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
-            `"product_gelu"`, EoMT's, with another activation.
+            `"product_gelu"`, EoMT's, with another activation; or `"dynamic"`, which adds to the product what a small
+            convolution network of each query gives, at first nothing.
         query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
             inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
             which several have the same target; None for none.
@@ -123,7 +131,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         stuff_assignment: `"fixed"` gives each stuff class (`label_ids_to_fuse`; all classes of a semantic model without
             them) one of the first queries, and leaves the others to the assigner; `"matched"` leaves it all.
         class_loss: `"cross_entropy"`, with a no-object class.
-        loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts.
+        loss_terms: Weights of further terms of the masks' loss, by their names in the table of parts: `"boundary"`, the
+            boundary loss, which grows over training from a hundredth of its weight to all of it.
         panoptic_merging: How masks become one panoptic result: `"argmax"`, each pixel to the best query, or
             `"mask_wise"`, whole masks one after the other, the best first, as in Panoptic SegFormer. Its scores are
             lower: `object_mask_threshold` is 0.25 or 0.3 there.
@@ -153,7 +162,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     is_per_pixel: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
     # Fields that may be None: the model then has no such part.
-    optional_parts: ClassVar[tuple[str, ...]] = ("query_source", "criterion")
+    optional_parts: ClassVar[tuple[str, ...]] = ("query_relations", "query_source", "criterion")
     # Other models of ours, by `model_type`, whose weights this one starts from.
     starts_from: ClassVar[tuple[str, ...]] = ()
 
@@ -169,6 +178,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     encoder_layers: int = 6
     encoder_levels: int = 3
     encoder_ffn_dim: int | None = None
+    boundary_blocks: int = 0
+    fapn_form: str = "maskformer"
     encoder_exits: list[float | int] | tuple[float | int, ...] | None = None
     inference_encoder_layers: int | None = None
 
@@ -178,6 +189,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
     thing_mask_layers: int = 4
     stuff_mask_layers: int = 6
     cross_attention: str = "softmax"
+    query_relations: str | None = None
     class_head: str = "linear"
     mask_head: str = "product"
     query_source: str | None = None
@@ -313,6 +325,8 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
             raise ValueError(f"`encoder_levels` must be 1 to {NUM_FEATURE_LEVELS}, got {self.encoder_levels}.")
         if self.encoder_ffn_dim is not None and self.encoder_ffn_dim < 1:
             raise ValueError(f"`encoder_ffn_dim` must be at least 1, or None, got {self.encoder_ffn_dim}.")
+        if self.boundary_blocks < 0:
+            raise ValueError(f"`boundary_blocks` must be 0 (none) or more, got {self.boundary_blocks}.")
         for name, layers in (("inference_layers", "decoder_layers"), ("inference_encoder_layers", "encoder_layers")):
             stop, count = getattr(self, name), getattr(self, layers)
             if stop is not None and not 1 <= stop <= count:

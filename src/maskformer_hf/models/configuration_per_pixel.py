@@ -25,7 +25,7 @@ class MaskFormerHfPerPixelConfig(MaskFormerHfConfig):
     model_type = "maskformer_hf_per_pixel"
     is_per_pixel: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
-    optional_parts: ClassVar[tuple[str, ...]] = ("transformer_decoder", "query_source", "criterion")
+    optional_parts: ClassVar[tuple[str, ...]] = ("transformer_decoder", "query_relations", "query_source", "criterion")
     reads_transformers_layout = False
 
     transformer_decoder: str | None = None

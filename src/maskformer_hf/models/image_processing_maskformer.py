@@ -18,8 +18,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import requires_backends
 
 from .coco_rle import encode_coco_rle
-from .image_reading import list_images, pad_images, padded_size, read_images, resized_size, size_of
-from .image_targets import LabelRules, add_targets, read_targets
+from .image_reading import Reading, list_images, pad_images, padded_size, read_images, resized_size, size_of
+from .image_targets import LabelRules, add_targets, read_maps, read_targets, sizes_of_targets
 from .remote_code import CheckpointMixin
 from .result_options import FACTS, ResultOptions
 from .results import class_scores_of, draw_instances, iterate_results
@@ -60,6 +60,8 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
         the post-processing functions.
     return_void_masks (`bool`, *optional*, defaults to `False`):
         Whether `void_masks` come with the targets: where an image belongs to nothing, for losses that leave it out.
+    max_pixels (`int`, *optional*):
+        Most pixels of an image that is opened; None is Pillow's limit.
     tile_size (`int`, *optional*):
         Side in pixels of the tiles into which `maskformer_hf.predict` cuts larger images; the processor itself never
         cuts. None or 0 is no tiles.
@@ -73,6 +75,7 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int
     round_to_divisor: bool
     return_void_masks: bool
+    max_pixels: int | None
     tile_size: int | None
     tile_overlap: int | None
     task: str
@@ -92,8 +95,9 @@ class MaskFormerHfImageProcessorKwargs(ImagesKwargs, total=False):
 class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     """Prepares images and targets for, and reads the outputs of, the models of this package.
 
-    Images are PIL images, numpy arrays, torch tensors (channels first or last), paths or URLs, one or several, with
-    as many channels as `image_mean` has entries.
+    Images are paths, URLs, bytes, open files, PIL images, numpy arrays or torch tensors (channels first or last, any
+    dtype), one or several, with as many channels as `image_mean` has entries; where these are 3, anything becomes RGB.
+    They are turned as EXIF says, unless targets come with them, and their values mean what `as_8_bits` says.
     """
 
     valid_kwargs = MaskFormerHfImageProcessorKwargs
@@ -113,6 +117,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
     size_divisor = 32
     round_to_divisor = False
     return_void_masks = False
+    max_pixels = None
     tile_size = None
     tile_overlap = None
     task = FACTS["task"]
@@ -199,8 +204,6 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
         mask_labels: Any,
         class_labels: Any,
         *,
-        do_convert_rgb: bool | None,
-        input_data_format: Any,
         device: Any,
         do_resize: bool,
         size: SizeDict,
@@ -220,13 +223,12 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
         return_tensors: Any,
         **kwargs: Any,
     ) -> BatchFeature:
-        originals = read_images(
-            list_images(images),
-            do_convert_rgb=do_convert_rgb,
-            input_data_format=input_data_format,
-            image_mean=image_mean,
-            device=device,
-        )
+        images = list_images(images)
+        fields = {"image_mean": image_mean, "do_rescale": do_rescale, "rescale_factor": rescale_factor}
+        reading = Reading.of(self, **fields, **kwargs)
+        segmentation_maps = read_maps(segmentation_maps, len(images))
+        sizes = sizes_of_targets(segmentation_maps, mask_labels, len(images))
+        originals = read_images(images, reading, device, sizes)
         rules = LabelRules(ignore_index, do_reduce_labels, num_labels)
         targets = read_targets(
             segmentation_maps, instance_id_to_semantic_id, mask_labels, class_labels, originals, rules
@@ -311,7 +313,7 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
           altogether. With `return_binary_maps` the masks (N, H, W) bool, with `return_coco_annotation` a list of
           pycocotools RLE dicts; these may overlap, and `overlap_mask_area_threshold` has no effect on them.
         - `segments_info`: id, label_id, was_fused (False), score, area in pixels of the mask, box (x0, y0, x1, y1) in
-          pixels.
+          pixels. With `return_binary_maps` ids count from 0, as what reads these maps indexes them by id.
         - `masks` (N, H, W) bool, possibly overlapping, and `boxes` (N, 4) float32, in the order of `segments_info`.
         """
         if return_coco_annotation and return_binary_maps:
@@ -336,6 +338,8 @@ class MaskFormerHfImageProcessor(CheckpointMixin, TorchvisionBackend):
                 result = draw_instances(result, overlap_mask_area_threshold)
                 segmentation = result.segmentation
             segments = [{**segment, "score": round(segment["score"], 6)} for segment in result.segments]
+            if return_binary_maps:
+                segments = [{**segment, "id": index} for index, segment in enumerate(segments)]
             arrays = {"masks": result.masks, "boxes": result.boxes}
             found.append({"segmentation": segmentation, "segments_info": segments, **arrays})
         return found

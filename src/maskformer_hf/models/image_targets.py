@@ -3,14 +3,13 @@
 Shapes: N targets, H W pixels of an image, or of the batch after padding.
 """
 
-import os
 from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 
+from .image_opening import is_source
 from .image_reading import as_tensor, size_of
 from .resize import resize_nearest
 
@@ -54,6 +53,27 @@ class ImageTarget:
         return void
 
 
+def read_maps(maps: Any, count: int) -> list[Tensor] | None:
+    """Maps of ids as tensors, one an image, (H, W) if they are what they should be."""
+    if maps is None:
+        return None
+    tensors = [as_tensor(entry) for entry in _one_entry_an_image(maps, "segmentation_maps", count, 2)]
+    return [
+        map.squeeze(0 if map.shape[0] == 1 else -1) if map.ndim == 3 and 1 in (map.shape[0], map.shape[-1]) else map
+        for map in tensors
+    ]
+
+
+def sizes_of_targets(maps: list[Tensor] | None, mask_labels: Any, count: int) -> list[tuple[int, int] | None] | None:
+    """(height, width) of the targets of each image, None where that is not told; None if there are no targets."""
+    if maps is None and mask_labels is None:
+        return None
+    stacks = maps if maps is not None else _one_entry_an_image(mask_labels, "mask_labels", count, 3)
+    firsts = [stack[0] if isinstance(stack, (list, tuple)) and len(stack) else stack for stack in stacks]
+    shapes = [tuple(getattr(first, "shape", ())) for first in firsts]
+    return [(shape[-2], shape[-1]) if len(shape) >= 2 else None for shape in shapes]
+
+
 def read_targets(
     segmentation_maps: Any,
     instance_id_to_semantic_id: Any,
@@ -72,13 +92,14 @@ def read_targets(
     return targets_from_maps(segmentation_maps, instance_id_to_semantic_id, images, rules)
 
 
-def targets_from_maps(maps: Any, id_to_class: Any, images: list[Tensor], rules: LabelRules) -> list[ImageTarget]:
+def targets_from_maps(
+    maps: list[Tensor], id_to_class: Any, images: list[Tensor], rules: LabelRules
+) -> list[ImageTarget]:
     """Targets of maps (H, W) of semantic ids, or with `id_to_class` of segment ids.
 
     Raises:
         ValueError: A map of another size, or an id that is no class; the message names the map.
     """
-    maps = _one_entry_an_image(maps, "segmentation_maps", len(images), 2)
     if id_to_class is None or isinstance(id_to_class, dict):
         id_to_class = [id_to_class] * len(images)
     elif len(id_to_class) != len(images):
@@ -164,18 +185,16 @@ def as_binary(masks: Tensor, name: str) -> Tensor:
 
 def _one_entry_an_image(values: Any, name: str, count: int, entry_ndim: int) -> list[Any]:
     """A list of `count` entries; a single entry for a single image needs no list."""
-    single = isinstance(values, (PIL.Image.Image, str, os.PathLike)) or getattr(values, "ndim", None) == entry_ndim
+    single = is_source(values) or getattr(values, "ndim", None) == entry_ndim
     entries = [values] if single else list(values)
     if len(entries) != count:
         raise ValueError(f"{name} has {len(entries)} entries for {count} images; give one an image.")
     return entries
 
 
-def _whole_numbers(segmentation: Any, index: int, image: Tensor) -> Tensor:
+def _whole_numbers(segmentation: Tensor, index: int, image: Tensor) -> Tensor:
     """A map of the size of its image, (H, W) int64 on its device."""
-    pixels = as_tensor(segmentation)
-    if pixels.ndim == 3 and 1 in (pixels.shape[0], pixels.shape[-1]):
-        pixels = pixels.squeeze(0) if pixels.shape[0] == 1 else pixels.squeeze(-1)
+    pixels = segmentation
     if pixels.shape != image.shape[-2:]:
         raise ValueError(
             f"Segmentation map {index} has shape {tuple(pixels.shape)} and its image is {size_of(image)} "

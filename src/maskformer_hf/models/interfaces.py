@@ -151,7 +151,8 @@ class Decoded(NamedTuple):
 
 class Attended(NamedTuple):
     """
-    mask: Which query (row) may attend to which (column) in self-attention, broadcast to (B, heads, R, R), bool.
+    mask: Which query (row) may attend to which (column) in self-attention, broadcast to (B, heads, R, R): bool, or a
+        float that is added to the logits.
     num_apart: So many queries in front that no other one sees, and that are computed apart; 0 for none.
     """
 

@@ -184,6 +184,7 @@ def as_records(
     segment_ids: list[int] = []
     records: list[dict[str, Any]] = []
     record_of_fused: dict[int, dict[str, Any]] = {}
+    record: dict[str, Any] | None
     for area, label, score in zip(painted, labels, scores, strict=True):
         if not area:
             segment_ids.append(0)

@@ -11,6 +11,7 @@ What `build` is called with, and what it has to make, is told by the docstring o
 | pixel_decoder | `pixel_decoder` | `(config, facts)` | `FPNPixelDecoder` |
 | transformer_decoder | `transformer_decoder` | `(config, facts, memory, make_mask_head)` | `DetrTransformerDecoder` |
 | cross_attention | `cross_attention` | `(config)` | `MaskedCrossAttention` |
+| query_relations | `query_relations` | `(config)` | `QueryRelations` |
 | class_head | `class_head` | `(config)` | `LinearClassHead` |
 | mask_head | `mask_head` | `(config, facts)` | `ProductMaskHead` |
 | query_source | `query_source` | `(config)` | `OneToManyQueries` |
@@ -26,20 +27,24 @@ from collections.abc import Callable
 from typing import Any
 
 from .assigners import HungarianAssigner, OneToManyAssigner, SharedAssigner, StableAssigner
+from .boundary_loss import BoundaryLoss
 from .criterion_segformer import SegFormerCriterion
 from .cross_attention_prototype import PrototypeCrossAttention
 from .interfaces import Facts
 from .loss_terms import ClassCrossEntropy, CrossEntropyLoss, DiceLoss, FocalLoss
 from .mask_head import GeluMaskHead, ProductMaskHead
+from .mask_head_dynamic import DynamicMaskHead
 from .panoptic import MERGINGS
 from .part import Part
 from .pixel_decoder_deformable import DeformablePixelDecoder
 from .pixel_decoder_encoder import EncodedMaps
+from .pixel_decoder_fapn import FaPNPixelDecoder
 from .pixel_decoder_fpn import FPNPixelDecoder, TransformerFPNPixelDecoder
 from .pixel_decoder_hybrid import HybridPixelDecoder
 from .pixel_decoder_none import NoPixelDecoder
 from .pixel_decoder_pem import PEMPixelDecoder
 from .prediction_head import LinearClassHead
+from .query_relations import BoxRelations, MaskRelations
 from .query_source_denoising import DenoisingQueries
 from .query_source_one_to_many import OneToManyQueries
 from .transformer_decoder_detr import DetrTransformerDecoder
@@ -53,7 +58,10 @@ def _masked_decoder(
 ) -> MaskedTransformerDecoder:
     cross_attention = part_of("cross_attention", config.cross_attention)
     cross_attentions = [cross_attention.build(config) for _ in range(config.decoder_layers)]
-    return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions)
+    relations = None
+    if config.query_relations is not None:
+        relations = part_of("query_relations", config.query_relations).build(config)
+    return MaskedTransformerDecoder(config, memory, make_mask_head(), cross_attentions, relations)
 
 
 def _joint_decoder(
@@ -71,6 +79,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "deformable": Part(
             DeformablePixelDecoder.from_config, DeformablePixelDecoder.check, ("DeformableEncoderLayer",)
         ),
+        "fapn": Part(FaPNPixelDecoder.from_config, FaPNPixelDecoder.check),
         "encoder": Part(EncodedMaps.from_config, EncodedMaps.check, ("DeformableEncoderLayer",)),
         "hybrid": Part(HybridPixelDecoder.from_config, HybridPixelDecoder.check, ("TransformerEncoderLayer",)),
         "pem": Part(PEMPixelDecoder.from_config, PEMPixelDecoder.check),
@@ -92,8 +101,16 @@ _TABLE: dict[str, dict[str, Part]] = {
         "softmax": Part(MaskedCrossAttention.from_config),
         "prototype": Part(PrototypeCrossAttention.from_config, PrototypeCrossAttention.check),
     },
+    "query_relations": {
+        "boxes": Part(BoxRelations.from_config, BoxRelations.check),
+        "masks": Part(MaskRelations.from_config, MaskRelations.check),
+    },
     "class_head": {"linear": Part(LinearClassHead.from_config)},
-    "mask_head": {"product": Part(ProductMaskHead.from_config), "product_gelu": Part(GeluMaskHead.from_config)},
+    "mask_head": {
+        "product": Part(ProductMaskHead.from_config),
+        "product_gelu": Part(GeluMaskHead.from_config),
+        "dynamic": Part(DynamicMaskHead.from_config, DynamicMaskHead.check),
+    },
     "query_source": {
         "denoising": Part(DenoisingQueries, DenoisingQueries.check),
         "one_to_many": Part(OneToManyQueries.from_config, OneToManyQueries.check),
@@ -110,6 +127,7 @@ _TABLE: dict[str, dict[str, Part]] = {
         "focal": Part(lambda config: FocalLoss()),
         "cross_entropy": Part(lambda config: CrossEntropyLoss()),
         "dice": Part(lambda config: DiceLoss()),
+        "boundary": Part(BoundaryLoss.from_config),
     },
     "merging": MERGINGS,
     "plan": {},

@@ -8,18 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .deformable_convolution import NUM_TAPS, deformable_convolution
 from .interfaces import Ask, Facts, PixelDecoderOutput
 from .layers import init_batch_norm
 from .transformer_layers import check_no_encoder
-
-try:
-    # Much less memory than without it.
-    from torchvision.ops import deform_conv2d
-except ImportError:
-    deform_conv2d = None
-
-# Cells that a 3x3 convolution looks at.
-NUM_TAPS = 9
 
 
 class ConvBatchNorm(nn.Sequential):
@@ -70,36 +62,8 @@ class DeformableConvolution(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         # Offsets of each tap, down and right in turn, and then how much each counts.
         offsets, counts = self.places(maps).split((2 * NUM_TAPS, NUM_TAPS), dim=1)
-        # Not every device computes it in half precision.
-        tensors = maps, offsets, self.convolution.weight, counts.sigmoid()
-        with torch.autocast(maps.device.type, enabled=False):
-            values, offsets, weight, counts = (tensor.float() for tensor in tensors)
-            if deform_conv2d is None or torch.compiler.is_exporting():
-                result = sampled_convolution(values, offsets, weight, counts)
-            else:
-                result = deform_conv2d(values, offsets, weight, padding=(1, 1), mask=counts)
-        return F.relu(self.norm(result.to(maps.dtype)))
-
-
-def sampled_convolution(
-    maps_BChw: torch.Tensor, offsets: torch.Tensor, weight: torch.Tensor, counts_B9hw: torch.Tensor
-) -> torch.Tensor:
-    """What `torchvision.ops.deform_conv2d` computes, by `grid_sample`, which exported files know, in more memory.
-
-    `offsets` (B, 18, h, w) are down and right of each of the nine taps in turn, `counts_B9hw` how much each counts.
-    """
-    height, width = maps_BChw.shape[-2:]
-    steps = torch.arange(-1, 2, device=maps_BChw.device)
-    rows = torch.arange(height, device=maps_BChw.device)
-    columns = torch.arange(width, device=maps_BChw.device)
-    down_B9hw, right_B9hw = offsets.unflatten(1, (NUM_TAPS, 2)).unbind(2)
-    y_B9hw = rows[:, None] + steps.repeat_interleave(3)[:, None, None] + down_B9hw
-    x_B9hw = columns + steps.repeat(3)[:, None, None] + right_B9hw
-    # From cells to the coordinates of grid_sample, in which the map reaches from -1 to 1.
-    grid = torch.stack(((2 * x_B9hw + 1) / width - 1, (2 * y_B9hw + 1) / height - 1), dim=-1)
-    sampled = F.grid_sample(maps_BChw, grid.flatten(1, 2), align_corners=False)
-    sampled_BC9hw = sampled.unflatten(2, (NUM_TAPS, height)) * counts_B9hw[:, None]
-    return torch.einsum("bckhw,ock->bohw", sampled_BC9hw, weight.flatten(2))
+        result = deformable_convolution(maps, offsets, counts.sigmoid(), self.convolution.weight)
+        return F.relu(self.norm(result))
 
 
 class Upsampling(nn.Module):

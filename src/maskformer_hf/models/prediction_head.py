@@ -72,10 +72,11 @@ class LinearClassHead(nn.Linear):
 class PredictionHead(nn.Module):
     """Class head and mask head of all sets of queries.
 
-    The mask head is absent where the transformer decoder has it, because its layers need masks themselves.
+    The mask head is absent where the transformer decoder has it, because its layers need masks themselves, and so is
+    the class head where the decoder makes the sets.
     """
 
-    def __init__(self, class_head: nn.Module, mask_head: nn.Module | None, assigner: str):
+    def __init__(self, class_head: nn.Module | None, mask_head: nn.Module | None, assigner: str):
         super().__init__()
         # Names that weights have in every checkpoint.
         self.class_predictor: Any = class_head

@@ -32,7 +32,8 @@ class UpscalingStep(nn.Module):
     def init_weights(self):
         init.kaiming_uniform_(self.conv1.weight, a=5**0.5)
         bound = (self.conv1.weight.shape[1] * 4) ** -0.5
-        init.uniform_(self.conv1.bias, -bound, bound)
+        bias: Any = self.conv1.bias
+        init.uniform_(bias, -bound, bound)
         init.kaiming_uniform_(self.conv2.weight, a=5**0.5)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class JointTransformerDecoder(nn.Module):
         size = pixels.memory[-1].shape[-2:]
         queries_BQC = self.queries.weight.to(tokens[0].dtype).expand(tokens[0].shape[0], -1, -1)
         states = torch.cat((queries_BQC, *tokens), dim=1)
-        rotation = rotation_of(self.backbone_config, *size, states)
+        rotation = rotation_of(self.backbone_config, size, states)
         results, masks, attentions = [], [], []
         for number, layer in enumerate(self.layers[: ask.num_decoder_layers]):
             attended = None

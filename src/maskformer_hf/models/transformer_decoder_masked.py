@@ -110,8 +110,19 @@ class MaskedTransformerDecoder(nn.Module):
     # Its layers need masks, and the head takes those.
     has_mask_head = True
 
-    def __init__(self, config: Any, memory: Facts, mask_head: nn.Module, cross_attentions: Sequence[nn.Module]):
-        """`cross_attentions`: One a layer."""
+    def __init__(
+        self,
+        config: Any,
+        memory: Facts,
+        mask_head: nn.Module,
+        cross_attentions: Sequence[nn.Module],
+        relations: nn.Module | None = None,
+    ):
+        """
+        Args:
+            cross_attentions: One a layer.
+            relations: What makes a bias of self-attention of the masks before each layer; see `query_relations.py`.
+        """
         super().__init__()
         sizes = LayerSizes.of_decoder(config)
         self.input_projections = nn.ModuleList(input_projection(channels, config) for channels in memory.channels)
@@ -122,6 +133,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         # The name that its weights have in every checkpoint.
         self.mask_embedder: Any = mask_head
+        self.relations: Any = relations
 
     @staticmethod
     def check(config: Any):
@@ -170,13 +182,19 @@ class MaskedTransformerDecoder(nn.Module):
             index = number % len(levels)
             inside = partial(self.mask_embedder.inside, pixels_BCS=pixels_BCS[index])
             inside_BRS = apart(inside, num_apart, embedded_BRC)
+            related = attended
+            if self.relations is not None:
+                # At the finest level, where small objects still are.
+                inside = partial(self.mask_embedder.inside, pixels_BCS=pixels_BCS[-1])
+                finest_BRS = attended_cells(apart(inside, num_apart, embedded_BRC))
+                related = self.relations(finest_BRS, levels[-1].size, attended)
             queries_BRC, self_weights, cross_weights = layer(
                 queries_BRC,
                 *levels[index],
                 query_position,
                 attended_cells(inside_BRS, _forced(extra, number, levels[index].size)),
                 ask.need_weights,
-                attended,
+                related,
             )
             attentions.append(self_weights)
             cross_attentions.append(cross_weights)

@@ -93,8 +93,8 @@ class Located(NamedTuple):
 
     queries: list[torch.Tensor]
     boxes: list[torch.Tensor]
-    attentions: list[torch.Tensor | None]
-    cross_attentions: list[torch.Tensor | None]
+    attentions: list[Any]
+    cross_attentions: list[Any]
 
 
 class ThingMasks(Masks):
@@ -140,7 +140,7 @@ class PanopticSegFormerDecoder(nn.Module):
         self.box_predictors = nn.ModuleList(MLP(width, width, 4, num_layers=3) for _ in self.layers)
         self.stuff_features = nn.Embedding(len(self.stuff), width)
         self.stuff_position = nn.Embedding(len(self.stuff), width)
-        heads = config.num_attention_heads
+        self.num_heads = heads = config.num_attention_heads
         self.thing_masks = MaskDecoder(width, heads, config.thing_mask_layers, has_self_attention=False)
         self.stuff_masks = MaskDecoder(width, heads, config.stuff_mask_layers, has_self_attention=True)
         self.stuff_predictors = nn.ModuleList(nn.Linear(width, 1) for _ in self.stuff_masks.layers)
@@ -179,12 +179,15 @@ class PanopticSegFormerDecoder(nn.Module):
             init.normal_(embedding.weight)
         init.xavier_uniform_(self.reference_points.weight)
         init.zeros_(self.reference_points.bias)
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             for linear in (layer.ffn.fc1, layer.ffn.fc2):
                 init.xavier_uniform_(linear.weight)
-        for predictor in (*self.class_predictors, *self.thing_class_predictors, *self.stuff_predictors):
+        class_predictors: Any = (*self.class_predictors, *self.thing_class_predictors, *self.stuff_predictors)
+        for predictor in class_predictors:
             init.constant_(predictor.bias, FIRST_CLASS_LOGIT)
-        for number, predictor in enumerate((*self.box_predictors, *self.thing_box_predictors)):
+        box_predictors: Any = (*self.box_predictors, *self.thing_box_predictors)
+        for number, predictor in enumerate(box_predictors):
             init.zeros_(predictor.layers[-1].weight)
             init.zeros_(predictor.layers[-1].bias)
             if number == 0:
@@ -199,7 +202,7 @@ class PanopticSegFormerDecoder(nn.Module):
         maps = pixels.memory[::-1]
         sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
         memory_BSC = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        plan = plan_levels(sizes, padding_of_levels(sizes, ask), self.layers[0].cross_attn.num_heads, maps[0].device)
+        plan = plan_levels(sizes, padding_of_levels(sizes, ask), self.num_heads, maps[0].device)
         located = self.locate(memory_BSC, plan, ask)
         num_cells = sum(height * width for height, width in sizes[:NUM_MASK_LEVELS])
         cells = Cells(memory_BSC[:, :num_cells], sizes[:NUM_MASK_LEVELS])
@@ -258,7 +261,8 @@ class PanopticSegFormerDecoder(nn.Module):
         thing_rows = [_place(self.things, rows[label]) for label in things]
         stuff_rows = [_place(self.stuff, rows[label]) for label in stuff]
         for predictors in (self.class_predictors, self.thing_class_predictors):
-            for number, old in enumerate(predictors):
+            former: Any = list(predictors)
+            for number, old in enumerate(former):
                 new = nn.Linear(old.in_features, len(things), device=old.weight.device, dtype=old.weight.dtype)
                 nn.init.constant_(new.bias, FIRST_CLASS_LOGIT)
                 predictors[number] = keep_rows(new, old, thing_rows)

@@ -20,8 +20,9 @@ from .coco_rle import encode_seen
 from .image_files import IMAGE_SUFFIXES, files_in
 from .image_geometry import image_geometries
 from .image_processing_maskformer import MaskFormerHfImageProcessor, MaskFormerHfImageProcessorKwargs
-from .image_reading import as_tensor, read_images, size_of
+from .image_reading import Reading, as_tensor, read_images, size_of
 from .image_targets import add_targets, as_binary
+from .image_values import as_8_bits
 from .instances import best_tracks, tube_masks
 from .resize import resize_nearest
 
@@ -93,12 +94,16 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
         num_frames = lengths[0]
         options: dict[str, Any] = dict(kwargs)
         return_tensors = options.pop("return_tensors", None)
+        reading = Reading.of(self, **options)
+        if reading.is_8_bit:
+            # What the numbers of a clip mean is decided for all its frames together.
+            clips = [as_8_bits(clip, "The clip") if hasattr(clip, "dtype") else clip for clip in clips]
+        is_annotated = mask_labels is not None or class_labels is not None
         frames = read_images(
             (frame for clip in clips for frame in clip),
-            do_convert_rgb=options.get("do_convert_rgb", getattr(self, "do_convert_rgb", None)),
-            input_data_format=options.get("input_data_format"),
-            image_mean=options.get("image_mean", self.image_mean),
-            device=options.get("device"),
+            reading,
+            options.get("device"),
+            [None] * (num_frames * len(clips)) if is_annotated else None,
         )
         original_sizes = [_size_of_clip(frames[i : i + num_frames], i) for i in range(0, len(frames), num_frames)]
         options["input_data_format"] = "channels_first"
@@ -106,7 +111,7 @@ class MaskFormerHfVideoProcessor(MaskFormerHfImageProcessor):
         del frames
         data = {name: features[name].unflatten(0, (len(clips), num_frames)) for name in ("pixel_values", "pixel_mask")}
         batch = BatchFeature(data=data, tensor_type=return_tensors)
-        if mask_labels is not None or class_labels is not None:
+        if is_annotated:
             num_labels = options.get("num_labels", self.num_labels)
             pairs = _pair_targets(mask_labels, class_labels, len(clips))
             targets = [

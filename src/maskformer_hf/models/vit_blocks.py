@@ -6,6 +6,7 @@ of the patches are not turned.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ def feed_forward_width(config: Any) -> int:
     return (int(width * 2 / 3) + 7) // 8 * 8 if is_gated(config) else width
 
 
-def rotation_of(config: Any, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor | None:
-    """Cosines and sines (2, rows x columns, channels of a head) of the patches of a map; None without rotation.
+def rotation_of(config: Any, size: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
+    """Cosines and sines (2, h w, channels of a head) of the patches of a map of this size; None without rotation.
 
     Positions are the centres of patches on a map from -1 to 1, whatever its size; half of the angles are of rows, half
     of columns, and each turns two channels.
@@ -121,7 +122,7 @@ def rotation_of(config: Any, rows: int, columns: int, like: torch.Tensor) -> tor
     if config.model_type != DINOV3:
         return None
     channels = config.hidden_size // config.num_attention_heads
-    y, x = (2 * (torch.arange(cells, device=like.device) + 0.5) / cells - 1 for cells in (rows, columns))
+    y, x = (2 * (torch.arange(cells, device=like.device) + 0.5) / cells - 1 for cells in size)
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
     frequencies = config.rope_theta ** -torch.arange(0, 1, 4 / channels, device=like.device)
     angles = (2 * math.pi * centres[:, :, None] * frequencies).flatten(1).tile(2)

@@ -1,8 +1,6 @@
 """Measuring a model on a data set: streaming, so that memory does not grow with the number of images."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from tqdm import tqdm
 from ..data import SegmentationDataset, Task, VideoDataset, as_task, videos_in
 from ..inference.load import Model
 from ..inference.predict import check_task, predict
+from ..inference.views_of_models import in_evaluation_mode, private_view
 from .classes import match_classes
 from .evaluation_options import EvaluationOptions
 from .kinds import kind_of
@@ -29,7 +28,7 @@ def evaluate(
 
     Semantic: mean IoU. Instance: mask AP of the best instances of an image; void is treated as a crowd of every class.
     Panoptic: panoptic quality. Frames of videos (`videos_in`) are measured as videos, by `evaluate_videos`, unless a
-    task is asked for. The model stays in the mode it is in.
+    task is asked for. The model is left as it is.
 
     Args:
         given: Fields of `EvaluationOptions`, in place of those in `options`.
@@ -42,11 +41,11 @@ def evaluate(
     """
     options = EvaluationOptions.of(options, given)
     videos = videos_to_measure(model, dataset, options.task)
+    model = _evaluated(model, options.mixed_precision)
     device = torch.device(options.device) if options.device is not None else next(model.parameters()).device
     if videos is not None:
         class_ids = match_classes(model.config, dataset, "the model", "the data")
-        with _autocast_forward(model, device, options.mixed_precision):
-            return evaluate_videos(model, processor, videos, class_ids, options)
+        return evaluate_videos(model, processor, videos, class_ids, options)
     task = choose_task(options.task, model, dataset)
     dataset = as_task(dataset, task)
     class_ids = match_classes(model.config, dataset, "the model", "the data")
@@ -54,8 +53,7 @@ def evaluate(
         raise ValueError(f"merging={options.merging!r} is for panoptic results, and {task} ones are measured")
     measures = Measures(task, dataset, class_ids, options, device)
     start = time.perf_counter()
-    with _autocast_forward(model, device, options.mixed_precision):
-        _measure_images(model, processor, dataset, measures)
+    _measure_images(model, processor, dataset, measures)
     if options.processes[1] > 1:
         measures.reduce()
     seconds = time.perf_counter() - start
@@ -93,22 +91,14 @@ def _measure_images(model: Model, processor: Any, dataset: SegmentationDataset, 
             bar.update(len(samples))
 
 
-@contextmanager
-def _autocast_forward(model: Any, device: torch.device, mixed_precision: str) -> Iterator[None]:
-    """Runs the model's forward under autocast; results are made of its outputs without."""
+def _evaluated(model: Model, mixed_precision: str) -> Model:
+    """The model in evaluation mode, its forward under autocast; results are made of its outputs without."""
     if mixed_precision == "no":
-        yield
-        return
+        return in_evaluation_mode(model)
+    view = private_view(model).eval()
     dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
-    own = vars(model).get("forward")
-    model.forward = torch.autocast(device.type, dtype)(model.forward)
-    try:
-        yield
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
+    view.forward = torch.autocast(view.device.type, dtype)(view.forward)
+    return view
 
 
 def videos_to_measure(model: Model, dataset: SegmentationDataset, task: Task | None) -> VideoDataset | None:

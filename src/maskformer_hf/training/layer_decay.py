@@ -19,7 +19,7 @@ def depths_of(model: Any) -> dict[str, int]:
     Raises:
         ValueError: If the model has no plain vision transformer as backbone, or it is frozen.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "backbone_pyramid", None) is None:
         raise ValueError(
             "layer_decay is for plain vision transformers as backbones, and this model has another one: set "

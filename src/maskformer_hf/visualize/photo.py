@@ -1,16 +1,10 @@
 """The photo that a picture is drawn on."""
 
-import numpy as np
 from PIL import Image
 
-from ..inference.images import ImageInput, image_size, read_image
+from ..inference.images import ImageInput, read_image
 
 
 def rgb_photo(image: ImageInput) -> Image.Image:
-    """A path, a PIL image, or 8-bit RGB as an array or tensor, as a PIL image in RGB."""
-    image = read_image(image)
-    if not isinstance(image, Image.Image):
-        size = image_size(image)
-        array = np.asarray(image)
-        image = Image.fromarray(array if array.shape[:2] == size else np.moveaxis(array, 0, 2))
-    return image.convert("RGB")
+    """What `predict` takes as an image, as a PIL image in RGB."""
+    return Image.fromarray(read_image(image).permute(1, 2, 0).cpu().contiguous().numpy())
