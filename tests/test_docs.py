@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     "fine-tune-on-your-data",
     "video",
+    "systems",
     "parts",
     "moving-from-transformers",
     "command-line",
@@ -177,6 +178,13 @@ def test_fine_tune_on_your_data(workplace, hub):
     [repository] = hub.repositories
     assert repository == "me/my-maskformer"
     assert "mean_iou" in hub.repositories[repository].commits[-1].files["README.md"].decode()
+
+
+def test_systems(workplace):
+    found = run_page("systems")
+    assert found["quick"].segmentation.shape == found["usual"].segmentation.shape
+    assert not any(found["frozen"])
+    assert len(found["model"].model.pixel_decoder.mask_projection.blocks) == 2
 
 
 def test_parts(workplace, monkeypatch, tmp_path):
