@@ -78,9 +78,9 @@ def test_it_grows_over_training():
 
 
 def test_pixels_that_do_not_count():
-    counted = torch.tensor([[True, True, False, False]])
+    valid = torch.tensor([[True, True, False, False]])
     distances = torch.tensor([[1.0, 2, 100, 100]])
-    assert loss_of_masks(torch.zeros(1, 4), distances, counted=counted).item() == pytest.approx(0.75)
+    assert loss_of_masks(torch.zeros(1, 4), distances, valid=valid).item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("kind", ["maskformer", "mask2former"])

@@ -9,24 +9,24 @@ from maskformer_hf.models.dense_losses import DenseTerms, dense_losses, plain_de
 from tensors import LargestTensor
 
 
-def plain_losses(logits_LMhw, targets_MHW, terms, counted_BHW=None, image_M=None):
+def plain_losses(logits_LMhw, targets_MHW, terms, valid_BHW=None, image_M=None):
     """Mask term and dice loss of each mask by the plain formula, with gradients of each."""
-    counted_MHW = None if counted_BHW is None else counted_BHW[image_M]
+    valid_MHW = None if valid_BHW is None else valid_BHW[image_M]
     weights = ((1.0, 0.0), (0.0, 1.0))
     alone = [DenseTerms(terms.mask_term, *weight) for weight in weights]
-    return [plain_dense_losses(logits_LMhw, targets_MHW, one, counted_MHW)[0] for one in alone]
+    return [plain_dense_losses(logits_LMhw, targets_MHW, one, valid_MHW)[0] for one in alone]
 
 
 def example(small, large, with_void=False, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 5, *small, generator=generator, dtype=dtype)
-    counted, image = None, None
+    valid, image = None, None
     if with_void:
-        counted, image = torch.rand(2, *large, generator=generator) > 0.3, torch.tensor([0, 0, 1, 1, 1])
-        counted[1, : large[0] // 2] = False
+        valid, image = torch.rand(2, *large, generator=generator) > 0.3, torch.tensor([0, 0, 1, 1, 1])
+        valid[1, : large[0] // 2] = False
     targets = torch.rand(5, *large, generator=generator) > 0.5
     targets[2] = False
-    return logits.requires_grad_(), targets, counted, image
+    return logits.requires_grad_(), targets, valid, image
 
 
 def small_parts(monkeypatch, chunk=2**8):
@@ -51,10 +51,10 @@ def small_parts(monkeypatch, chunk=2**8):
 def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypatch):
     """Values and gradients, with factor 4, odd sizes, no upsampling and reduction."""
     small_parts(monkeypatch)
-    logits, targets, counted, image = example(small, large, with_void)
+    logits, targets, valid, image = example(small, large, with_void)
     terms = DenseTerms(mask_term, 3.0, 0.5)
-    weighted, *ours = dense_losses(logits, targets, terms, counted, image)
-    plain = plain_losses(logits, targets, terms, counted, image)
+    weighted, *ours = dense_losses(logits, targets, terms, valid, image)
+    plain = plain_losses(logits, targets, terms, valid, image)
     for actual, expected in zip(ours, plain, strict=True):
         assert not actual.requires_grad
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -69,9 +69,9 @@ def test_the_same_as_of_whole_maps(small, large, mask_term, with_void, monkeypat
 @pytest.mark.parametrize("with_void", [False, True])
 def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeypatch):
     small_parts(monkeypatch)
-    logits, targets, counted, image = example((3, 4), (12, 15), with_void)
+    logits, targets, valid, image = example((3, 4), (12, 15), with_void)
     terms = DenseTerms(mask_term, 0.7, 1.3)
-    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, terms, counted, image)[0], logits)
+    assert torch.autograd.gradcheck(lambda x: dense_losses(x, targets, terms, valid, image)[0], logits)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_gradients_are_those_of_finite_differences(mask_term, with_void, monkeyp
 def test_the_last_part_may_be_smaller(with_gradients, chunk, at_once, num_layers, monkeypatch):
     """The last masks and layers are fewer than the others, and the rows no multiple of a band's."""
     monkeypatch.setattr(dense_workspace, "PIXELS_AT_ONCE", AtOnce(chunk, chunk))
-    logits, targets, counted, image = example((18, 24), (70, 96), with_void=True)
+    logits, targets, valid, image = example((18, 24), (70, 96), with_void=True)
     logits = torch.cat((logits, logits.flip(3)))[:num_layers].detach().requires_grad_(with_gradients)
     workspace = dense_workspace.make_workspace(logits, targets)
     assert (workspace.num_masks, workspace.num_layers) == at_once
-    weighted, *ours = dense_losses(logits, targets, DenseTerms("focal"), counted, image)
-    plain = plain_losses(logits, targets, DenseTerms("focal"), counted, image)
+    weighted, *ours = dense_losses(logits, targets, DenseTerms("focal"), valid, image)
+    plain = plain_losses(logits, targets, DenseTerms("focal"), valid, image)
     for actual, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if with_gradients:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the command line reads this file before it knows that it ne
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 FRAMES_PER_SECOND = Fraction(10)
-"""Of a video that is made of a folder of frames, which does not tell its own."""
+"""The rate of a video that is a folder of frames, which has none of its own."""
 
 
 class VideoFile:

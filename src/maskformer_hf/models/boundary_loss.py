@@ -51,4 +51,4 @@ class BoundaryLoss:
     def __call__(self, pixels: Pixels) -> torch.Tensor:
         share = FIRST_SHARE + (1 - FIRST_SHARE) * pixels.progress
         values = pixels.logits.sigmoid() * pixels.maps["signed_distance"]
-        return share * mean_over_pixels(values, pixels.counted)
+        return share * mean_over_pixels(values, pixels.valid)

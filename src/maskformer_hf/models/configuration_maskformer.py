@@ -88,7 +88,7 @@ class MaskFormerHfConfig(CheckpointMixin, PreTrainedConfig):
         mask_head: What makes masks of queries: `"product"`, of their embeddings and the pixel embeddings;
             `"product_gelu"`, EoMT's, with another activation; or `"dynamic"`, which adds to the product what a small
             convolution network of each query gives, at first nothing.
-        query_source: A part that gives the transformer decoder extra queries in training, of which nothing is left at
+        query_source: A part that gives the transformer decoder extra queries, in training alone and never at
             inference: `"denoising"`, MP-Former's, which know class and mask of a target; `"one_to_many"`, H-DETR's, of
             which several have the same target; None for none.
         denoising_groups: How often each target has a denoising query.

@@ -228,12 +228,12 @@ def _masks_of(pairs: Pairs, logits_LMhw: torch.Tensor, targets: Targets) -> Matc
         # One stack of all images' targets serves every layer: predictions are put in its order, not it in theirs.
         return joined if pairs.are_all else joined[pairs.target]
 
-    counted = None if targets.void is None else ~targets.void
+    valid = None if targets.void is None else ~targets.void
     masks = MatchedMasks(
         logits_LMhw,
         matched(targets.masks),
         pairs.image,
-        counted,
+        valid,
         {name: matched(images) for name, images in targets.maps.items()},
         targets.progress,
     )
@@ -244,7 +244,7 @@ def _masks_of(pairs: Pairs, logits_LMhw: torch.Tensor, targets: Targets) -> Matc
         logits=logits_LMhw.flatten(1, 2),
         targets=masks.targets.flatten(0, 1),
         image=(pairs.image[:, None] * targets.num_frames + frames).flatten(),
-        counted=None if counted is None else counted.flatten(0, 1),
+        valid=None if valid is None else valid.flatten(0, 1),
         maps={name: values.flatten(0, 1) for name, values in masks.maps.items()},
     )
 
@@ -259,11 +259,11 @@ def _mostly_void(masks: Masks, void_BHW: torch.Tensor | None) -> Sequence[torch.
     if void_BHW is None:
         return [None] * masks.shape[0]
     masks = masks.float()
-    counted_BX1 = resize_nearest(~void_BHW, masks.shape[-2:]).float().flatten(1)[..., None]
+    valid_BX1 = resize_nearest(~void_BHW, masks.shape[-2:]).float().flatten(1)[..., None]
     void_queries = []
     for layer in range(masks.shape[0]):
         inside_BQX = (masks.layer(layer) > 0).flatten(2).float()
-        void_queries.append((inside_BQX @ counted_BX1)[..., 0] < 0.5 * inside_BQX.sum(-1))
+        void_queries.append((inside_BQX @ valid_BX1)[..., 0] < 0.5 * inside_BQX.sum(-1))
     return void_queries
 
 

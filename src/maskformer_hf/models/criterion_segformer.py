@@ -194,13 +194,13 @@ class SegFormerCriterion(nn.Module):
     ) -> dict[str, tuple[float, torch.Tensor]]:
         masks, logits_JBZ = stuff.masks, stuff.class_logits.float()[..., 0]
         wanted_BZ = torch.zeros_like(logits_JBZ[0])
-        counted_BZ = torch.zeros_like(logits_JBZ[0])
+        valid_BZ = torch.zeros_like(logits_JBZ[0])
         values = [masks.layer(layer).float() for layer in range(masks.shape[0])]
         layers = [value.sum() * 0.0 for value in values]
         for number, image in enumerate(images):
             present = sorted(image.stuff)
             wanted_BZ[number, present] = 1.0
-            counted_BZ[number] = float(len(image.thing_labels) > 0)
+            valid_BZ[number] = float(len(image.thing_labels) > 0)
             if present:
                 targets = torch.stack([image.stuff[place] for place in present])
                 layers = [
@@ -209,7 +209,7 @@ class SegFormerCriterion(nn.Module):
                 ]
         sums = _by_layer("stuff_loss_dice", self.dice_weight, layers)
         for layer, logits_BZ in enumerate(logits_JBZ):
-            loss = focal_loss(logits_BZ, wanted_BZ, counted_BZ)
+            loss = focal_loss(logits_BZ, wanted_BZ, valid_BZ)
             sums[f"stuff_loss_class_{layer}"] = (CLASS_FACTOR * self.class_weight, loss)
         return sums
 
@@ -233,13 +233,13 @@ def class_costs(class_logits: torch.Tensor, labels_N: torch.Tensor) -> torch.Ten
     return positive - negative
 
 
-def focal_loss(logits: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+def focal_loss(logits: torch.Tensor, wanted: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """The sum of sigmoid focal losses (https://arxiv.org/abs/1708.02002)."""
     probability = logits.sigmoid()
     miss = (1 - probability) * wanted + probability * (1 - wanted)
     alpha = FOCAL_ALPHA * wanted + (1 - FOCAL_ALPHA) * (1 - wanted)
     losses = alpha * miss**FOCAL_GAMMA * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    return (losses if counted is None else losses * counted).sum()
+    return (losses if valid is None else losses * valid).sum()
 
 
 def dice_losses(masks_NHW: torch.Tensor, targets_NHW: torch.Tensor) -> torch.Tensor:

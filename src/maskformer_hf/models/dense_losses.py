@@ -35,13 +35,13 @@ def plain_dense_losses(
     logits_LMhw: torch.Tensor,
     targets_MHW: torch.Tensor,
     terms: DenseTerms,
-    counted_MHW: torch.Tensor | None = None,
+    valid_MHW: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The formula of `dense_losses`, written down."""
     mask_term = FocalLoss() if terms.mask_term == "focal" else CrossEntropyLoss()
     logits_LMHW = F.interpolate(logits_LMhw, size=targets_MHW.shape[1:], mode="bilinear", align_corners=False)
-    counted_MX = None if counted_MHW is None else counted_MHW.flatten(1)
-    layers = [Pixels(logits_MHW.flatten(1), targets_MHW.flatten(1), counted_MX) for logits_MHW in logits_LMHW]
+    valid_MX = None if valid_MHW is None else valid_MHW.flatten(1)
+    layers = [Pixels(logits_MHW.flatten(1), targets_MHW.flatten(1), valid_MX) for logits_MHW in logits_LMHW]
     mask_loss_LM = torch.stack([mask_term(pixels) for pixels in layers])
     dice_LM = torch.stack([DiceLoss()(pixels) for pixels in layers])
     return terms.mask_weight * mask_loss_LM + terms.dice_weight * dice_LM, mask_loss_LM.detach(), dice_LM.detach()
@@ -51,7 +51,7 @@ def dense_losses(
     logits_LMhw: torch.Tensor,
     targets_MHW: torch.Tensor,
     terms: DenseTerms,
-    counted_BHW: torch.Tensor | None = None,
+    valid_BHW: torch.Tensor | None = None,
     image_M: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weighted sum, mask term and dice loss of each mask, (L, M) each, of logits that are upsampled bilinearly to the
@@ -59,10 +59,10 @@ def dense_losses(
 
     Args:
         targets_MHW: Boolean masks, common to the L layers.
-        counted_BHW: False at pixels of the images that do not count.
-        image_M: The image of each mask, an index of `counted_BHW`.
+        valid_BHW: False at pixels of the images that do not count.
+        image_M: The image of each mask, an index of `valid_BHW`.
     """
-    return _DenseLosses.apply(logits_LMhw, targets_MHW, terms, counted_BHW, image_M)
+    return _DenseLosses.apply(logits_LMhw, targets_MHW, terms, valid_BHW, image_M)
 
 
 class _DenseLosses(torch.autograd.Function):
@@ -74,7 +74,7 @@ class _DenseLosses(torch.autograd.Function):
         logits_LMhw: torch.Tensor,
         targets_MHW: torch.Tensor,
         terms: DenseTerms,
-        counted_BHW: torch.Tensor | None,
+        valid_BHW: torch.Tensor | None,
         image_M: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         num_layers, num_masks = logits_LMhw.shape[:2]
@@ -85,8 +85,8 @@ class _DenseLosses(torch.autograd.Function):
         with torch.autocast(logits_LMhw.device.type, enabled=False):
             for start in range(0, num_masks, workspace.num_masks):
                 masks = slice(start, start + workspace.num_masks)
-                counted_MHW = None if counted_BHW is None or image_M is None else counted_BHW[image_M[masks]]
-                target = _target(targets_MHW[masks], counted_MHW, terms.mask_term, workspace)
+                valid_MHW = None if valid_BHW is None or image_M is None else valid_BHW[image_M[masks]]
+                target = _target(targets_MHW[masks], valid_MHW, terms.mask_term, workspace)
                 wide_MLhW = upsample_columns(logits_LMhw[:, masks].transpose(0, 1), workspace)
                 for first in range(0, num_layers, workspace.num_layers):
                     layers = slice(first, first + workspace.num_layers)
@@ -112,37 +112,35 @@ class _Target(NamedTuple):
     Attributes:
         sign: 1 inside of the target, -1 outside.
         inside: 1 at pixels of the target that count.
-        counted: 1 at pixels that count; None if all do.
+        valid: 1 at pixels that count; None if all do.
         weight: What each pixel's loss weighs in the mean.
         size: (M, 1), pixels of the target that count.
     """
 
     sign: torch.Tensor
     inside: torch.Tensor
-    counted: torch.Tensor | None
+    valid: torch.Tensor | None
     weight: torch.Tensor
     size: torch.Tensor
 
 
-def _target(
-    targets_MHW: torch.Tensor, counted_MHW: torch.Tensor | None, mask_term: str, workspace: Workspace
-) -> _Target:
+def _target(targets_MHW: torch.Tensor, valid_MHW: torch.Tensor | None, mask_term: str, workspace: Workspace) -> _Target:
     num_masks, height, width = targets_MHW.shape
     whole_height = math.prod(workspace.rows.weights.shape[:2])
-    inside, sign, weight, counted = (maps_in(memory, num_masks, 1, whole_height, width) for memory in workspace.targets)
+    inside, sign, weight, valid = (maps_in(memory, num_masks, 1, whole_height, width) for memory in workspace.targets)
     # As bytes: a CPU makes floats of them much faster than of booleans.
     inside[:, 0, :height] = targets_MHW.view(torch.uint8)
     inside_weight, outside_weight = (FOCAL_ALPHA, 1 - FOCAL_ALPHA) if mask_term == "focal" else (1.0, 1.0)
     torch.add(inside.new_tensor(-1), inside, alpha=2, out=sign)
     torch.add(inside.new_tensor(outside_weight), inside, alpha=inside_weight - outside_weight, out=weight)
-    if counted_MHW is None and height == whole_height:
+    if valid_MHW is None and height == whole_height:
         weight /= height * width
         return _Target(sign, inside, None, weight, inside.sum((2, 3)))
-    counted[:, 0, :height] = True if counted_MHW is None else counted_MHW.view(torch.uint8)
-    weight *= counted
-    weight /= counted.sum((2, 3), keepdim=True).clamp_(min=1)
-    inside *= counted
-    return _Target(sign, inside, counted, weight, inside.sum((2, 3)))
+    valid[:, 0, :height] = True if valid_MHW is None else valid_MHW.view(torch.uint8)
+    weight *= valid
+    weight /= valid.sum((2, 3), keepdim=True).clamp_(min=1)
+    inside *= valid
+    return _Target(sign, inside, valid, weight, inside.sum((2, 3)))
 
 
 def _losses_and_slopes(
@@ -166,8 +164,8 @@ def _losses_and_slopes(
     torch.sub(torch.ones((), dtype=right.dtype, device=right.device), right, out=wrong)
 
     # What is wrong inside of the target is missing from the prediction, what is wrong outside is too much.
-    counted = wrong if target.counted is None else torch.mul(wrong, target.counted, out=scratch)
-    wrong_ML = counted.sum((2, 3))
+    wrong_valid = wrong if target.valid is None else torch.mul(wrong, target.valid, out=scratch)
+    wrong_ML = wrong_valid.sum((2, 3))
     inside_ML = torch.mul(wrong, target.inside, out=scratch).sum((2, 3))
     numerator_ML = 2 * (target.size - inside_ML) + 1
     denominator_ML = 2 * target.size + wrong_ML - 2 * inside_ML + 1
@@ -188,8 +186,8 @@ def _losses_and_slopes(
         inside_factor, factor = -2 / denominator_ML, numerator_ML / denominator_ML.square()
         torch.mul(target.inside, (terms.dice_weight * inside_factor)[..., None, None], out=scratch)
         scratch += (terms.dice_weight * factor)[..., None, None]
-        if target.counted is not None:
-            scratch *= target.counted
+        if target.valid is not None:
+            scratch *= target.valid
         torch.ops.aten.sigmoid_backward.grad_input(scratch, right, grad_input=scratch)
         scratch.addcmul_(slope, target.sign, value=-terms.mask_weight)
         torch.bmm(row_weights.mT, scratch.view(-1, num_large, width), out=small_bands)

@@ -25,14 +25,14 @@ class Pixels(NamedTuple):
 
     logits: float32, with gradient.
     targets: bool, or between 0 and 1 at points that lie on an outline.
-    counted: How much each pixel counts, bool or between 0 and 1; None if all count.
+    valid: How much each pixel counts, bool or between 0 and 1; None if all count.
     maps: Those that the term asked for.
     progress: How far training is, from 0 to 1.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
-    counted: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
     maps: Mapping[str, torch.Tensor] = {}
     progress: float = 1.0
 
@@ -54,7 +54,7 @@ class FocalLoss:
         entropy = F.binary_cross_entropy_with_logits(pixels.logits, targets, reduction="none")
         miss = probability * (1 - targets) + (1 - probability) * targets
         alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-        return mean_over_pixels(alpha * miss.square() * entropy, pixels.counted)
+        return mean_over_pixels(alpha * miss.square() * entropy, pixels.valid)
 
 
 class CrossEntropyLoss:
@@ -65,7 +65,7 @@ class CrossEntropyLoss:
     def __call__(self, pixels: Pixels) -> torch.Tensor:
         targets = pixels.targets.to(pixels.logits.dtype)
         entropy = F.binary_cross_entropy_with_logits(pixels.logits, targets, reduction="none")
-        return mean_over_pixels(entropy, pixels.counted)
+        return mean_over_pixels(entropy, pixels.valid)
 
 
 class DiceLoss:
@@ -76,18 +76,18 @@ class DiceLoss:
     def __call__(self, pixels: Pixels) -> torch.Tensor:
         probability, targets = pixels.logits.sigmoid(), pixels.targets
         overlap = probability * targets
-        if pixels.counted is not None:
-            probability, targets, overlap = (x * pixels.counted for x in (probability, targets, overlap))
+        if pixels.valid is not None:
+            probability, targets, overlap = (x * pixels.valid for x in (probability, targets, overlap))
         numerator = 2 * overlap.sum(1)
         denominator = probability.sum(1) + targets.sum(1)
         return 1 - (numerator + 1) / (denominator + 1)
 
 
-def mean_over_pixels(values_NX: torch.Tensor, counted_NX: torch.Tensor | None) -> torch.Tensor:
+def mean_over_pixels(values_NX: torch.Tensor, valid_NX: torch.Tensor | None) -> torch.Tensor:
     """The mean of each mask over the pixels that count, (N,)."""
-    if counted_NX is None:
+    if valid_NX is None:
         return values_NX.mean(1)
-    return (values_NX * counted_NX).sum(1) / counted_NX.sum(1).clamp(min=1)
+    return (values_NX * valid_NX).sum(1) / valid_NX.sum(1).clamp(min=1)
 
 
 class ClassCrossEntropy:

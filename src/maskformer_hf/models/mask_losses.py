@@ -19,8 +19,8 @@ class MatchedMasks(NamedTuple):
 
     logits: (L, M, h, w), float32, with gradient.
     targets: (M, H, W) bool.
-    image: (M,), the image or frame of each, an index of `counted`.
-    counted: (B, H, W) bool, false at void pixels; None if all count.
+    image: (M,), the image or frame of each, an index of `valid`.
+    valid: (B, H, W) bool, false at void pixels; None if all count.
     maps: What terms ask for, (M, H, W) each.
     progress: How far training is, from 0 to 1.
     """
@@ -28,7 +28,7 @@ class MatchedMasks(NamedTuple):
     logits: torch.Tensor
     targets: torch.Tensor
     image: torch.Tensor
-    counted: torch.Tensor | None
+    valid: torch.Tensor | None
     maps: Mapping[str, torch.Tensor] = {}
     progress: float = 1.0
 
@@ -62,8 +62,8 @@ class DenseMaskLosses:
         self.pair = DenseTerms(mask_term, terms[0].weight, terms[1].weight)
 
     def __call__(self, masks: MatchedMasks, generator: torch.Generator | None = None) -> TermSums:
-        counted = masks.counted
-        weighted_LM, mask_LM, dice_LM = dense_losses(masks.logits, masks.targets, self.pair, counted, masks.image)
+        valid = masks.valid
+        weighted_LM, mask_LM, dice_LM = dense_losses(masks.logits, masks.targets, self.pair, valid, masks.image)
         weighted = weighted_LM.sum()
         sums: dict[str, Any] = {
             self.terms[0].name: mask_LM.sum(1).unbind(),
@@ -83,10 +83,10 @@ def _dense_sum(term: MaskTerm, masks: MatchedMasks, logits_Mhw: torch.Tensor) ->
     def part(logits_mhw: torch.Tensor, chosen: slice) -> torch.Tensor:
         size = masks.targets.shape[1:]
         logits_mHW = F.interpolate(logits_mhw[None], size=size, mode="bilinear", align_corners=False)[0]
-        counted = None if masks.counted is None else masks.counted[masks.image[chosen]].flatten(1)
+        valid = None if masks.valid is None else masks.valid[masks.image[chosen]].flatten(1)
         maps = {name: values[chosen].flatten(1) for name, values in masks.maps.items() if name in term.maps}
         targets = masks.targets[chosen].flatten(1)
-        return term(Pixels(logits_mHW.flatten(1), targets, counted, maps, masks.progress)).sum()
+        return term(Pixels(logits_mHW.flatten(1), targets, valid, maps, masks.progress)).sum()
 
     total = logits_Mhw.new_zeros(())
     for start in range(0, len(logits_Mhw), at_once):
@@ -125,9 +125,9 @@ class PointMaskLosses:
         )
         logits, targets = sample_points(logits_Mhw, points), sample_points(masks.targets, points)
         # A point counts as far as its surroundings do.
-        counted = None if masks.counted is None else sample_points(masks.counted[masks.image], points)
+        valid = None if masks.valid is None else sample_points(masks.valid[masks.image], points)
         maps = {name: sample_points(values, points) for name, values in masks.maps.items()}
-        return Pixels(logits, targets, counted, maps, masks.progress)
+        return Pixels(logits, targets, valid, maps, masks.progress)
 
 
 MaskLosses = Callable[[MatchedMasks, torch.Generator | None], TermSums]

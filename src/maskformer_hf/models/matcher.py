@@ -80,12 +80,10 @@ def matching_costs(
         for values in masks.values(image, points_LP2):
             points_P2 = None if points_LP2 is None else points_LP2[values.layers][0]
             targets_NX = _values_of(target_masks, masks.shape[-2:], points_P2)
-            counted_X = None
+            valid_X = None
             if targets.void is not None:
-                counted_X = _values_of(~targets.void[image, None], masks.shape[-2:], points_P2)[0]
-            mask_cost_RN, dice_cost_RN, iou_RN = _mask_costs(
-                values, targets_NX, counted_X, weights.mask_term, workspace
-            )
+                valid_X = _values_of(~targets.void[image, None], masks.shape[-2:], points_P2)[0]
+            mask_cost_RN, dice_cost_RN, iou_RN = _mask_costs(values, targets_NX, valid_X, weights.mask_term, workspace)
             cost_RN = weights.mask_weight * mask_cost_RN + weights.dice_weight * dice_cost_RN
             if weights.iou_exponent:
                 cost_RN = cost_RN - class_LQN[values.layers].flatten(0, 1) * iou_RN**weights.iou_exponent
@@ -107,7 +105,7 @@ def _workspace(masks: Masks, points_LBP2: torch.Tensor | None, like: torch.Tenso
 def _mask_costs(
     values: MaskValues,
     targets_NX: torch.Tensor,
-    counted_X: torch.Tensor | None,
+    valid_X: torch.Tensor | None,
     mask_term: str,
     workspace: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,8 +118,8 @@ def _mask_costs(
         num_pixels, (num_targets + COLUMNS_MULTIPLE) // COLUMNS_MULTIPLE * COLUMNS_MULTIPLE
     )
     weights_XN[:, :ones], weights_XN[:, ones] = targets_NX.T, 1
-    if counted_X is not None:
-        weights_XN *= counted_X[:, None]
+    if valid_X is not None:
+        weights_XN *= valid_X[:, None]
     log_positive, log_negative, probability = _weighted_sums(values, weights_XN, mask_term, workspace)
     positive, negative = -log_positive, -log_negative
     target_sum_N, num_counted = weights_XN[:, :ones].sum(0), weights_XN[:, ones].sum().clamp(min=1)

@@ -108,7 +108,7 @@ def plan_levels(
 def position_encoding(padding_Bhw: torch.Tensor, channels: int, temperature: float = 10000.0) -> torch.Tensor:
     """DETR's sine encoding of the centres of cells, (B, h w, channels) float32: y in the first half, then x.
 
-    Both are normalised to (0, 2 pi) over what is no padding.
+    Both are normalised to (0, 2 pi) over the cells that are not padding.
     """
     half = channels // 2
     index = torch.arange(half, dtype=torch.float32, device=padding_Bhw.device)
