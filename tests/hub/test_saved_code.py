@@ -1,5 +1,6 @@
 """What `save_pretrained` writes besides transformers' files: the code of the classes, and the `auto_map` naming it."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -133,7 +134,7 @@ class OwnModel(MaskFormerForUniversalSegmentation):
 
 
 def test_a_class_from_elsewhere_is_not_passed_off_as_ours(tiny_model, tmp_path):
-    OwnModel(tiny_model.config).save_pretrained(tmp_path)
+    OwnModel(copy.deepcopy(tiny_model.config)).save_pretrained(tmp_path)
     assert "auto_map" not in read(tmp_path, MODEL)
     assert code_in(tmp_path) == set()
     try:

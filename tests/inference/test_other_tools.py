@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskformer_hf import predict
+from maskformer_hf import MaskFormerImageProcessor, predict
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,19 @@ class TestSahi:
             # SAHI draws polygons through the middles of pixels.
             drawn = torch.from_numpy(item.mask.bool_mask)
             assert (drawn & mask).sum() > 0.8 * (drawn | mask).sum() or segment["area"] < 50
+
+    def test_results_are_those_of_the_model_whatever_the_processor_came_with(self, tiny_model, photo):
+        from sahi.predict import get_prediction
+
+        from maskformer_hf.inference.sahi_model import SahiModel
+
+        size = {"shortest_edge": 96, "longest_edge": 256}
+        stranger = MaskFormerImageProcessor(size=size, label_ids_to_fuse=[2, 3])
+        model = SahiModel(model=tiny_model, processor=stranger, device="cpu", confidence_threshold=0.2)
+        found = get_prediction(photo, model).object_prediction_list
+        assert {item.category.name for item in found} <= {"car", "person"}
+        assert found
+        assert stranger.label_ids_to_fuse == [2, 3]
 
     def test_sliced(self, tiny_checkpoint, photo):
         from sahi.models.huggingface_segmentation import SegmentationType

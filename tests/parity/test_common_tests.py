@@ -53,8 +53,11 @@ def results(request, tmp_path_factory) -> dict[str, dict[str, str | None]]:
     if not transformers.__version__.startswith(f"{VERSION}."):
         pytest.skip(f"the differences listed here are those of transformers {VERSION}, not {transformers.__version__}")
     pytest.importorskip("parameterized", reason="transformers' common tests import parameterized")
+    cache = getattr(request.config, "cache", None)  # there is none with -p no:cacheprovider
     try:
-        tests = fetch_tests(request.config.cache.mkdir("transformers-tests"))
+        tests = fetch_tests(
+            cache.mkdir("transformers-tests") if cache else tmp_path_factory.mktemp("transformers_tests")
+        )
     except RuntimeError as error:
         pytest.skip(str(error))
     report = tmp_path_factory.mktemp("common_tests") / "report.xml"

@@ -4,10 +4,12 @@ SAHI knows models of transformers by the names of their classes, and ours have o
 `tile_size` needs no SAHI, and joins objects across tiles instead of suppressing all but one part.
 """
 
+import copy
 from typing import Any
 
 from sahi.models.huggingface_segmentation import HuggingfaceSegmentationModel
 
+from ..models.saved_facts import copy_facts
 from .load import load
 from .views_of_models import private_view
 
@@ -35,5 +37,7 @@ class SahiModel(HuggingfaceSegmentationModel):
         if model.config.kind == "clip" or model.config.is_per_pixel:
             raise ValueError("SAHI merges segments of photos, which this model does not find: use `predict`.")
         self.model = private_view(model).eval().to(self.device)
-        self._processor = processor
+        # The processor reads results alone, and may be of another checkpoint.
+        self._processor = copy.deepcopy(processor)
+        copy_facts(model.config, self._processor)
         self.category_mapping = model.config.id2label
