@@ -109,6 +109,7 @@ class MaskFormerTest(ModelTests, unittest.TestCase):
 
 class Mask2FormerTest(MaskFormerTest):
     kind = "mask2former"
+    fields: dict[str, Any] = {"decoder_layers": 2}  # noqa: RUF012
 
 
 class PerPixelTest(ModelTests, unittest.TestCase):
