@@ -250,5 +250,7 @@ def test_errors(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
         with pytest.raises(ValueError, match=rf"`{name}` of this checkpoint is {value!r}.*patches of 16 pixels"):
             MaskFormerConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot start a model with `backbone_pyramid='tokens'`.*from_pretrained"):
+        MaskFormerForUniversalSegmentation.from_backbone(str(tmp_path), **EOMT)
     other = copy.deepcopy(eomt_backbone())
     assert tiny_config("eomt", backbone_config=other).backbone_config.num_hidden_layers == 1

@@ -15,7 +15,7 @@ from ..models.modeling_auto import MODEL_CLASSES
 from .detectron2_config import config_from_detectron2, read_config_file
 from .detectron2_names import later_name, tensor_names
 from .safe_reader import read_checkpoint
-from .wording import shorten
+from .wording import check_names, shorten
 
 # What the original saves and our models do not need: the end of a name, and why.
 IGNORED = {
@@ -60,13 +60,7 @@ def convert_state_dict(state: Mapping[str, torch.Tensor], config: MaskFormerHfCo
     """
     state = {later_name(name): value for name, value in state.items() if not name.endswith(tuple(IGNORED))}
     names = tensor_names(config)
-    unknown, missing = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
-    if unknown or missing:
-        raise ValueError(
-            "The checkpoint does not belong to this configuration. "
-            f"Tensors of the checkpoint without a place in the model: {shorten(unknown)}. "
-            f"Tensors the model needs and the checkpoint lacks: {shorten(missing)}."
-        )
+    check_names(state, names)
     converted = {}
     for name, target in names.items():
         value = state[name]

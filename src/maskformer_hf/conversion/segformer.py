@@ -14,7 +14,7 @@ from ..models.modeling_auto import MODEL_CLASSES
 from ..models.pixel_decoder_encoder import NUM_BACKBONE_MAPS
 from ..presets import SEGFORMER_PRESETS
 from .detectron2_names import Target, swin_names
-from .wording import shorten
+from .wording import check_names
 
 # Names in the released files, and what the code calls them now.
 RELEASED_NAMES = {
@@ -65,13 +65,7 @@ def convert_segformer(state: Mapping[str, torch.Tensor], config: MaskFormerHfCon
     """
     state = _with_later_names(state)
     names = segformer_names(config)
-    unknown, missing = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
-    if unknown or missing:
-        raise ValueError(
-            "The checkpoint does not belong to this configuration. "
-            f"Tensors of the checkpoint without a place in the model: {shorten(unknown)}. "
-            f"Tensors the model needs and the checkpoint lacks: {shorten(missing)}."
-        )
+    check_names(state, names)
     converted: dict[str, torch.Tensor] = {}
     for name, target in names.items():
         parts = (target,) if isinstance(target, str) else target

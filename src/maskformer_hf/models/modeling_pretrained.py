@@ -108,8 +108,14 @@ class MaskFormerHfPreTrainedModel(CheckpointMixin, PreTrainedModel):
             config_fields: Fields of the model's configuration.
 
         Raises:
-            ValueError: If any weight of the backbone would stay random.
+            ValueError: If any weight of the backbone would stay random, or its last blocks are those of a decoder.
         """
+        if config_fields.get("backbone_pyramid") == "tokens":
+            raise ValueError(
+                f"from_backbone({source!r}) cannot start a model with `backbone_pyramid='tokens'`: its last blocks are "
+                "those of the transformer decoder. Start from a trained EoMT by from_pretrained, or use "
+                "`backbone_pyramid='simple'`."
+            )
         config_class: Any = cls.config_class
         backbone_config = pretrained_backbone_config(source)
         for name, value in (config_fields.pop("backbone_config", None) or {}).items():
